@@ -1,0 +1,83 @@
+"""Every volume is read once before training starts: bad ones stop the run, good ones get their scaling."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+from decovae.data.cache import recall, remember
+from decovae.data.volumes import Shape
+from decovae.errors import InputError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+MEASURE_VERSION = 1  # raise it when the meaning of what is remembered of a volume changes
+SHOW_PROGRESS_FROM = 8  # fewer volumes are done before a bar would be read
+
+
+def for_all(
+    function: Callable[[Item], Result], items: Sequence[Item], *, description: str, workers: int | None = None
+) -> list[Result | InputError]:
+    """`function` of every item, in order, an `InputError` in the place of what it raised; other errors are raised.
+
+    Threads, not processes: decompression, sorting and torch release the interpreter's lock, nothing has to be pickled,
+    and a fork of a process that has touched CUDA or holds a process group is not safe.
+    """
+
+    def attempt(item: Item) -> Result | InputError:
+        try:
+            return function(item)
+        except InputError as error:
+            return error
+
+    workers = workers or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    with ThreadPoolExecutor(workers) as pool:
+        results = pool.map(attempt, items)
+        if len(items) < SHOW_PROGRESS_FROM:
+            return list(results)
+        console = Console(stderr=True)  # standard output belongs to the command's own result
+        return list(track(results, description, total=len(items), console=console, transient=True))
+
+
+def accepted(results: Sequence[Result | InputError], *, noun: str = "volumes") -> list[Result]:
+    """All results, if none is an error.
+
+    Raises:
+        InputError: the first error, with the number of others.
+    """
+    errors = [result for result in results if isinstance(result, InputError)]
+    if not errors:
+        return [result for result in results if not isinstance(result, InputError)]
+    if len(errors) == 1:
+        raise errors[0]
+    raise InputError(f"{str(errors[0]).rstrip('.')} ({len(errors) - 1} more {noun} cannot be used either).")
+
+
+def measured(path: Path, measure: Callable[[Path], tuple[Shape, float, float]]) -> tuple[Shape, float, float]:
+    """`measure(path)`: a volume's shape, low and high; remembered for as long as the file's size and time stay."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise InputError(f"The volume {path} cannot be read: {error.strerror}.") from error
+    key = f"{MEASURE_VERSION}:{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+    if (known := _parsed(recall(key))) is not None:
+        return known
+    shape, low, high = measure(path)
+    remember(key, {"shape": list(shape), "low": low, "high": high})
+    return shape, low, high
+
+
+def _parsed(entry: dict[str, Any] | None) -> tuple[Shape, float, float] | None:
+    try:
+        assert entry is not None
+        depth, height, width = (int(size) for size in entry["shape"])
+        return (depth, height, width), float(entry["low"]), float(entry["high"])
+    except (AssertionError, KeyError, TypeError, ValueError):
+        return None

@@ -1,0 +1,63 @@
+"""What training asks of a collection of volumes, whether it comes from files or from the template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class VolumeRecord:
+    """What is known of a volume without reading it again.
+
+    Attributes:
+        subject: whose brain it is; all volumes of a subject stay on one side of the split.
+        source: the file's path, or `template:7` for subject 7 of the template cohort.
+        shape: voxels along the axes left→right, posterior→anterior, inferior→superior (RAS).
+        low: the intensity that is scaled to 0, the volume's percentile 0, in the unit of `Volumes.read`.
+        high: the intensity that is scaled to 1, the volume's percentile 99.5.
+    """
+
+    subject: str
+    source: str
+    shape: Shape
+    low: float
+    high: float
+
+
+class Volumes(Protocol):
+    """A collection of checked volumes, in an order that depends on nothing but the collection."""
+
+    @property
+    def records(self) -> Sequence[VolumeRecord]:
+        """One record a volume."""
+        ...
+
+    def read(self, index: int) -> np.ndarray:
+        """Volume `index`, `(D, H, W)` in RAS axes, as stored: any real dtype, any strides, a memory map where possible."""
+        ...
+
+
+def intensity_range(volume: np.ndarray, *, inverted: bool = False) -> tuple[float, float]:
+    """The percentiles 0 and 99.5 of `volume`, which scaling maps to 0 and 1.
+
+    Scaling by percentiles undoes any linear map of the intensities, so a file's slope and intercept need not be
+    applied; only a negative slope shows. `inverted` says so: the percentiles are then those of `-volume`, negated.
+
+    Raises:
+        ValueError: NaN, infinite or constant intensities; the message completes "the volume …".
+    """
+    values = volume.ravel(order="K")  # in memory order: no copy for a volume whose axes were only turned
+    with np.errstate(invalid="ignore"):
+        extremes = values.min(), values.max()  # where a NaN or an infinity shows, without a mask of the whole
+    if not np.isfinite(extremes).all():
+        raise ValueError("holds NaN or infinite intensities")
+    low, high = (float(value) for value in np.percentile(values, (100.0, 0.5) if inverted else (0.0, 99.5)))
+    if low == high:
+        raise ValueError(f"is constant: its percentiles 0 and 99.5 are both {low:g}")
+    return low, high

@@ -1,0 +1,61 @@
+"""How close a reconstruction is to its volume: PSNR, 3D SSIM, and LPIPS on slices."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from decovae.losses.perceptual import PerceptualLoss
+
+
+def psnr(reconstruction: Tensor, volume: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB, data range 1, of one pair clipped to [0, 1].
+
+    Args:
+        reconstruction: (1, D, H, W) or (1, 1, D, H, W).
+        volume: like ``reconstruction``.
+    """
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    return float(peak_signal_noise_ratio(_clipped(reconstruction), _clipped(volume), data_range=1.0))
+
+
+def ssim(reconstruction: Tensor, volume: Tensor) -> float:
+    """Structural similarity over an 11³ Gaussian window (σ = 1.5), data range 1, of one pair clipped to [0, 1].
+
+    Args:
+        reconstruction: (1, D, H, W) or (1, 1, D, H, W), every axis at least 11.
+        volume: like ``reconstruction``.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    value = structural_similarity_index_measure(_clipped(reconstruction), _clipped(volume), data_range=1.0)
+    assert isinstance(value, Tensor)
+    return float(value)
+
+
+def lpips(reconstruction: Tensor, volume: Tensor, network: PerceptualLoss, *, every: int = 5) -> float:
+    """LPIPS of one pair clipped to [0, 1], mean over every fifth slice of each plane and over the three planes.
+
+    Args:
+        reconstruction: (1, D, H, W) or (1, 1, D, H, W).
+        volume: like ``reconstruction``.
+        network: features with calibrated heads.
+        every: distance between slices.
+
+    Raises:
+        ValueError: if the network's features are random: their distance is no LPIPS.
+    """
+    if not network.calibrated:
+        raise ValueError("LPIPS needs pretrained features; these are random")
+    pair = [_clipped(reconstruction), _clipped(volume)]
+    planes = []
+    for axis in (2, 3, 4):
+        first, second = (image.movedim(axis, 1).flatten(0, 1)[every // 2 :: every] for image in pair)
+        planes.append((first, second))
+    return float(network(planes)) / len(planes)
+
+
+def _clipped(image: Tensor) -> Tensor:
+    image = image.float().clamp(0, 1)
+    return torch.atleast_1d(image)[None] if image.ndim == 4 else image

@@ -1,0 +1,127 @@
+"""MAISI's KL autoencoder, with a ``state_dict`` equal to MONAI's ``AutoencoderKlMaisi`` key for key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from decovae.models.blocks import Cascade, Downsample, ResidualBlock, Upsample, convolution, pointwise
+
+LOG_VARIANCE_RANGE = (-30.0, 10.0)
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Shape of the autoencoder. The defaults are MAISI's, 20.94 M parameters.
+
+    Attributes:
+        channels: feature channels of each level, finest first; each further level halves the resolution.
+        residual_blocks: residual blocks a level.
+        latent_channels: channels of the latent mean (c in the paper).
+        groups: groups of every GroupNorm; divides every entry of ``channels``.
+        eps: epsilon of every GroupNorm.
+        image_channels: channels of the input and of the reconstruction.
+    """
+
+    channels: tuple[int, ...] = (64, 128, 256)
+    residual_blocks: int = 2
+    latent_channels: int = 4
+    groups: int = 32
+    eps: float = 1e-6
+    image_channels: int = 1
+
+    @property
+    def compression(self) -> int:
+        """Compression factor f = D/d: 2 to the number of downsamplings."""
+        return 2 ** (len(self.channels) - 1)
+
+
+def _levels(channels: Sequence[int]) -> list[tuple[int, int]]:
+    """(in, out) channels of each level, the first level starting from its own width."""
+    return [(channels[0], channels[0]), *pairwise(channels)]
+
+
+def _encoder(config: AutoencoderConfig) -> Cascade:
+    blocks: list[nn.Module] = [convolution(config.image_channels, config.channels[0])]
+    levels = _levels(config.channels)
+    for level, (width_in, width_out) in enumerate(levels):
+        for index in range(config.residual_blocks):
+            width = width_in if index == 0 else width_out
+            blocks.append(ResidualBlock(width, width_out, groups=config.groups, eps=config.eps))
+        if level < len(levels) - 1:
+            blocks.append(Downsample(width_out))
+    blocks.append(nn.GroupNorm(config.groups, config.channels[-1], eps=config.eps))
+    blocks.append(convolution(config.channels[-1], config.latent_channels))
+    return Cascade(blocks)
+
+
+def _decoder(config: AutoencoderConfig) -> Cascade:
+    widths = config.channels[::-1]
+    blocks: list[nn.Module] = [convolution(config.latent_channels, widths[0])]
+    levels = _levels(widths)
+    for level, (width_in, width_out) in enumerate(levels):
+        for index in range(config.residual_blocks):
+            width = width_in if index == 0 else width_out
+            blocks.append(ResidualBlock(width, width_out, groups=config.groups, eps=config.eps))
+        if level < len(levels) - 1:
+            blocks.append(Upsample(width_out))
+    blocks.append(nn.GroupNorm(config.groups, widths[-1], eps=config.eps))
+    blocks.append(convolution(widths[-1], config.image_channels))
+    return Cascade(blocks)
+
+
+class Autoencoder(nn.Module):
+    """Convolutional VAE over (N, image_channels, D, H, W) volumes; D, H and W are multiples of ``compression``.
+
+    ``state_dict()`` loads strictly into MONAI's ``AutoencoderKlMaisi`` without attention, and the other way round.
+
+    Raises:
+        ValueError: on construction, if ``groups`` does not divide every entry of ``channels``.
+    """
+
+    def __init__(self, config: AutoencoderConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or AutoencoderConfig()
+        if not config.channels or any(width % config.groups for width in config.channels):
+            raise ValueError(f"groups={config.groups} must divide every one of channels={config.channels}")
+        self.encoder = _encoder(config)
+        self.decoder = _decoder(config)
+        self.quant_conv_mu = pointwise(config.latent_channels, config.latent_channels)
+        self.quant_conv_log_sigma = pointwise(config.latent_channels, config.latent_channels)
+        self.post_quant_conv = pointwise(config.latent_channels, config.latent_channels)
+
+    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent mean μ and log-variance log σ², each (N, c, D/f, H/f, W/f); log σ² is clamped to [−30, 10].
+
+        Raises:
+            ValueError: if ``image`` is not (N, image_channels, D, H, W) or an axis is not a multiple of f.
+        """
+        f = self.config.compression
+        if image.ndim != 5 or image.shape[1] != self.config.image_channels:
+            raise ValueError(
+                f"an image batch has shape (N, {self.config.image_channels}, D, H, W), not {tuple(image.shape)}"
+            )
+        if any(size % f for size in image.shape[2:]):
+            raise ValueError(f"image axes must be multiples of {f}, not {tuple(image.shape[2:])}: crop or pad them")
+        features = self.encoder(image)
+        return self.quant_conv_mu(features), self.quant_conv_log_sigma(features).clamp(*LOG_VARIANCE_RANGE)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Reconstruction (N, image_channels, D, H, W) of a latent (N, c, D/f, H/f, W/f)."""
+        image: Tensor = self.decoder(self.post_quant_conv(latent))
+        return image
+
+    def forward(self, image: Tensor, *, sample: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruction, μ and log σ² of a batch.
+
+        Args:
+            image: (N, image_channels, D, H, W).
+            sample: decode z = μ + σ·ε with fresh ε ~ N(0, I) (training) instead of μ (evaluation).
+        """
+        mu, log_variance = self.encode(image)
+        latent = mu + (0.5 * log_variance).exp() * torch.randn_like(mu) if sample else mu
+        return self.decode(latent), mu, log_variance

@@ -1,0 +1,129 @@
+"""Autoencoder weights on disk: our safetensors exports, the authors' ``model.pt``, MONAI's MAISI weights."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from decovae.errors import InputError
+from decovae.models.autoencoder import Autoencoder, AutoencoderConfig
+
+_ANCHOR = "encoder.blocks.0.conv.conv.weight"
+_METADATA_KEY = "autoencoder"
+
+
+def save_autoencoder(model_state: Mapping[str, Tensor], config: AutoencoderConfig, path: Path) -> None:
+    """Write weights and architecture as safetensors; the file appears whole or not at all."""
+    from safetensors.torch import save_file
+
+    tensors = {key: value.detach().to("cpu").contiguous() for key, value in model_state.items()}
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={_METADATA_KEY: json.dumps(asdict(config))})
+    partial.replace(path)
+
+
+def load_autoencoder(path: str | Path) -> Autoencoder:
+    """Autoencoder, on the CPU and in evaluation mode, from a weights file.
+
+    Reads this project's ``autoencoder.safetensors`` (or a run's folder that holds one), and ``.pt`` files with the
+    weights of MONAI's ``AutoencoderKlMaisi``, bare or nested in a training checkpoint, with or without ``module.`` or
+    ``_orig_mod.`` before the names. Nothing but tensors and plain containers is unpickled.
+
+    Raises:
+        InputError: if the file is missing, unreadable, or holds no such autoencoder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "autoencoder.safetensors"
+    if not path.is_file():
+        raise InputError(f"{path}: no such weights file; give an autoencoder.safetensors or a .pt of MAISI weights.")
+    state, config = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), None)
+    try:
+        model = Autoencoder(config or infer_config(state))
+        model.load_state_dict(state, strict=True)
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: not the weights of a MAISI autoencoder without attention: {reason}") from error
+    return model.eval()
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], AutoencoderConfig | None]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error}); export it again.") from error
+    if _METADATA_KEY not in metadata:
+        return find_state_dict(state, path), None
+    fields = json.loads(metadata[_METADATA_KEY])
+    return state, AutoencoderConfig(**{**fields, "channels": tuple(fields["channels"])})
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: not a file of plain tensors that torch.load(weights_only=True) accepts; "
+            "save its state_dict alone."
+        ) from error
+    return find_state_dict(content, path)
+
+
+def find_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    """The autoencoder's ``state_dict`` somewhere inside a loaded checkpoint, name prefixes removed."""
+    pending = [content]
+    while pending:
+        candidate = pending.pop()
+        if not isinstance(candidate, Mapping):
+            continue
+        for key in candidate:
+            if isinstance(key, str) and key.replace("_orig_mod.", "").endswith(_ANCHOR):
+                prefix = key.replace("_orig_mod.", "")[: -len(_ANCHOR)]
+                names = {name: name.replace("_orig_mod.", "") for name in candidate}
+                return {
+                    clean.removeprefix(prefix): candidate[name]
+                    for name, clean in names.items()
+                    if clean.startswith(prefix)
+                }
+        pending.extend(candidate.values())
+    raise InputError(f"{path}: holds no MAISI autoencoder (no tensor called {_ANCHOR}); give the autoencoder's weights.")
+
+
+def infer_config(state: Mapping[str, Tensor]) -> AutoencoderConfig:
+    """Architecture behind a ``state_dict``, read off its shapes, with MAISI's 32 groups and epsilon.
+
+    Raises:
+        ValueError: if the levels do not all have the same number of residual blocks.
+    """
+    widths: list[int] = []
+    counts = [0]
+    index = 1
+    while (residual := state.get(f"encoder.blocks.{index}.conv1.conv.conv.weight")) is not None or (
+        f"encoder.blocks.{index}.conv.conv.conv.weight" in state
+    ):
+        if residual is not None:
+            counts[-1] += 1
+            if counts[-1] == 1:
+                widths.append(residual.shape[0])
+        else:
+            counts.append(0)
+        index += 1
+    if len(set(counts)) != 1 or counts[0] == 0:
+        raise ValueError(f"levels with {counts} residual blocks, where every level must have as many")
+    return AutoencoderConfig(
+        channels=tuple(widths),
+        residual_blocks=counts[0],
+        latent_channels=state["quant_conv_mu.conv.weight"].shape[0],
+        image_channels=state[_ANCHOR].shape[1],
+    )

@@ -1,0 +1,96 @@
+"""Checkpoints of a run: written beside their place and renamed into it, so that none is ever seen half-written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.optim import Optimizer
+
+from decovae.errors import InputError
+from decovae.training.ema import ExponentialMovingAverage
+from decovae.training.runtime import Runtime
+
+
+class Checkpoints:
+    """The folder ``checkpoints/`` of a run, its newest entries named ``step-00001000`` and so on.
+
+    An entry holds weights, optimiser states, moving averages, the step and the position in the order of samples. The
+    learning rate and the random state are functions of the step (see :mod:`decovae.training.schedule`).
+    Tensors are stored as the processes hold them and can be read by another number of processes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        runtime: Runtime,
+        *,
+        modules: dict[str, nn.Module],
+        optimizers: dict[str, Optimizer],
+        averages: dict[str, ExponentialMovingAverage],
+        keep: int,
+    ) -> None:
+        self.folder = folder
+        self.runtime = runtime
+        self.modules = modules
+        self.optimizers = optimizers
+        self.averages = averages
+        self.keep = keep
+
+    def _state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"step": 0, "position": 0}
+        for name, module in self.modules.items():
+            weights, optimizer = get_state_dict(module, self.optimizers[name])
+            state[name] = {"weights": weights, "optimizer": optimizer}
+            if name in self.averages:
+                state[name]["average"] = self.averages[name].averages
+        return state
+
+    def newest(self) -> Path | None:
+        """The entry of the most steps, or None."""
+        entries = sorted(self.folder.glob("step-????????"))
+        return entries[-1] if entries else None
+
+    def save(self, step: int, position: int) -> None:
+        """Write the entry for ``step``, then drop the oldest beyond ``keep``; every process calls this."""
+        entry = self.folder / f"step-{step:08d}"
+        partial = entry.with_suffix(".partial")
+        self.runtime.on_main(lambda: shutil.rmtree(partial, ignore_errors=True))
+        dcp.save({**self._state(), "step": step, "position": position}, checkpoint_id=partial)
+
+        def publish() -> None:
+            shutil.rmtree(entry, ignore_errors=True)
+            partial.rename(entry)
+            for old in sorted(self.folder.glob("step-????????"))[: -self.keep]:
+                shutil.rmtree(old)
+
+        self.runtime.on_main(publish)
+
+    def load(self, entry: Path) -> tuple[int, int]:
+        """Restore everything from an entry; its step and position. Every process calls this.
+
+        Raises:
+            InputError: if the entry cannot be read or belongs to another model.
+        """
+        state = self._state()
+        try:
+            dcp.load(state, checkpoint_id=entry)
+        except Exception as error:  # what the storage, the planner and the pickles raise has no common base
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            raise InputError(
+                f"{entry}: cannot be resumed from ({reason}); remove it to go on from the one before it."
+            ) from error
+        for name, module in self.modules.items():
+            set_state_dict(
+                module,
+                self.optimizers[name],
+                model_state_dict=state[name]["weights"],
+                optim_state_dict=state[name]["optimizer"],
+            )
+            if name in self.averages:
+                self.averages[name].averages = state[name]["average"]
+        return state["step"], state["position"]

@@ -1,0 +1,92 @@
+"""From a command line to a configuration, and from an error to one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import tyro
+
+from decovae.errors import InputError
+
+Config = TypeVar("Config")
+
+
+def parse(presets: Mapping[str, tuple[str, Config]], arguments: Sequence[str], *, default: str) -> Config:
+    """The configuration that ``[preset] [--option value …]`` stands for.
+
+    Args:
+        presets: name to (description, configuration).
+        arguments: the command line without the program's name; without a preset first, ``default`` is meant.
+        default: name of a preset.
+
+    Raises:
+        InputError: naming the unknown option or the unusable value.
+        SystemExit: with code 0 after printing ``--help``.
+    """
+    arguments = list(arguments)
+    asks_for_help = bool(arguments) and arguments[0] in ("-h", "--help")
+    if not asks_for_help and (not arguments or arguments[0].startswith("-")):
+        arguments.insert(0, default)
+    # A preset's name is its subcommand's; it is no option.
+    choice = tyro.conf.configure(tyro.conf.AvoidSubcommands)(
+        tyro.extras.subcommand_type_from_defaults(
+            {name: config for name, (_, config) in presets.items()},
+            {name: description for name, (description, _) in presets.items()},
+        )
+    )
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            config, unknown = tyro.cli(choice, args=arguments, return_unknown_args=True)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InputError(_sentence(complaint.getvalue())) from None
+    if unknown:
+        raise InputError(f"{unknown[0]}: no such option{_suggestion(unknown[0], config)}; see --help.")
+    return config
+
+
+def fail(error: Exception, exit_code: int) -> int:
+    """Print the error's sentence, once however many processes there are; returns ``exit_code``."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"error: {error}", file=sys.stderr)
+    return exit_code
+
+
+def _sentence(box: str) -> str:
+    """The message inside the frame that tyro draws around it."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
+    message = []
+    for line in lines:
+        if not line.startswith("│"):
+            continue
+        text = line.strip("│ ")
+        if set(text) <= {"─"}:
+            break
+        message.append(text)
+    return " ".join(message).rstrip(".") + "; see --help."
+
+
+def _suggestion(option: str, config: object) -> str:
+    known = [f"--{name.replace('_', '-')}" for name in _field_names(config)]
+    close = difflib.get_close_matches(option, known, n=1)
+    return f", did you mean {close[0]}" if close else ""
+
+
+def _field_names(config: object, prefix: str = "") -> list[str]:
+    names = []
+    for name in getattr(config, "__dataclass_fields__", {}):
+        value = getattr(config, name)
+        if hasattr(value, "__dataclass_fields__"):
+            names += _field_names(value, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names

@@ -1,0 +1,57 @@
+"""Compilation and sharding, applied to finished models from outside: a model file knows of neither."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from decovae.models.blocks import Cascade, Named
+from decovae.training.runtime import Runtime
+
+
+def prepare_module(module: nn.Module, runtime: Runtime, *, compiled: bool) -> None:
+    """Move a network to its device and layout, compile its blocks, and shard it where there are several processes.
+
+    Convolutions are fastest channels-last on CUDA and contiguous on the CPU.
+    """
+    if runtime.device.type == "cuda":
+        for parameter in module.parameters():
+            if parameter.ndim in (4, 5):
+                layout = torch.channels_last if parameter.ndim == 4 else torch.channels_last_3d
+                parameter.data = parameter.data.contiguous(memory_format=layout)
+    module.to(runtime.device)
+    cascades = [child for child in module.children() if isinstance(child, Cascade)]
+    if compiled:
+        blocks = [block for cascade in cascades for block in cascade.blocks]
+        others = [child for child in module.children() if not isinstance(child, Cascade | Named)]
+        for block in blocks + others:
+            block.compile()
+    if runtime.world > 1:
+        mesh = init_device_mesh(runtime.device.type, (runtime.world,))
+        for cascade in cascades:
+            fully_shard(cascade, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+
+
+@contextmanager
+def frozen(module: nn.Module | None) -> Iterator[None]:
+    """Parameters that take no gradient, while gradients still pass through to the input."""
+    if module is None:
+        yield
+        return
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
+
+
+def synchronize_gradients(module: nn.Module, wanted: bool) -> None:
+    """Whether the next backward averages gradients over processes; False while a step still accumulates."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(wanted)

@@ -1,0 +1,143 @@
+"""A run's folder: its configuration, its log, its summary."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+from decovae.errors import InputError
+from decovae.training.config import RunConfig
+
+HOW_NOT_WHAT = (
+    "out",
+    "device",
+    "compile",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "log_every",
+    "data.workers",
+)
+"""Options that change how a run is computed or kept, and may differ when it is resumed."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def check_folder(folder: Path, config: RunConfig) -> None:
+    """Refuse a folder that this configuration cannot start or resume in; nothing is written.
+
+    Raises:
+        InputError: if the folder holds another configuration's run or other files.
+    """
+    path = folder / "config.yaml"
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {folder}: is a file; give a folder.")
+    if not path.exists():
+        if folder.is_dir() and any(entry.suffix != ".partial" for entry in folder.iterdir()):
+            raise InputError(f"--out {folder}: holds files but no run; give an empty or a new folder.")
+        return
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is not readable YAML; remove the run or give another --out.") from error
+    before = dict(_leaves(found)) if isinstance(found, dict) else {}
+    after = dict(_leaves(_plain(config)))
+    for option in sorted(before.keys() | after.keys()):
+        if option not in HOW_NOT_WHAT and before.get(option) != after.get(option):
+            raise InputError(
+                f"--out {folder}: holds a run with {option}={before.get(option)}, not {after.get(option)}; "
+                "give another --out, or the same options to resume it."
+            )
+
+
+def create_folder(folder: Path, config: RunConfig) -> None:
+    """Make the run's folder with its ``config.yaml``, unless it is there.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    path = folder / "config.yaml"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            write_text(path, yaml.safe_dump(_plain(config), sort_keys=False))
+    except OSError as error:
+        raise InputError(f"--out {folder}: cannot be written ({error.strerror}); give another folder.") from error
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """The summary of a finished run, or None."""
+    path = folder / "summary.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+class MetricsLog:
+    """``metrics.jsonl``, one object a line, and the same figures as TensorBoard events.
+
+    Opening it at ``step`` drops the lines of later steps, which a run that died after its last checkpoint left behind.
+    """
+
+    def __init__(self, folder: Path, *, step: int) -> None:
+        self.path = folder / "metrics.jsonl"
+        kept = []
+        if self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                record = _parsed(line)
+                if record is not None and record["step"] <= step:
+                    kept.append(line + "\n")
+        write_text(self.path, "".join(kept))
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append one line and flush it."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if isinstance(value, float | int):
+                self._board.add_scalar(name, value, step)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Every line so far."""
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        return [record for line in lines if (record := _parsed(line)) is not None]
+
+    def close(self) -> None:
+        """Flush to disk and close."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._board.close()
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:  # the last line of a process that was killed while it wrote
+        return None
+    return record if isinstance(record, dict) and "step" in record else None
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    """The configuration as YAML's own types."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
+    return plain
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,99 @@
+"""Where this process runs: its device, and the other processes of the run."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from decovae.errors import InputError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """This process among the run's processes. ``group`` is None in a run of one process."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    group: dist.ProcessGroup | None = None
+
+    @property
+    def main(self) -> bool:
+        """Whether this process prints and writes for all."""
+        return self.rank == 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of a tensor over processes."""
+        if self.group is None:
+            return values
+        total = values.clone()
+        dist.all_reduce(total, group=self.group)
+        return total / self.world
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` holds on at least one process; the same answer on all."""
+        if self.group is None:
+            return flag
+        raised = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self.group)
+        return bool(raised.item())
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, in order of rank, on every process."""
+        if self.group is None:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def on_main(self, action: Callable[[], None]) -> None:
+        """Run ``action`` on the main process; what it raises there is raised on all, instead of a hang."""
+        failure: Exception | None = None
+        if self.main:
+            try:
+                action()
+            except Exception as error:
+                failure = error
+        for raised in self.gather(failure):
+            if raised is not None:
+                raise raised
+
+
+@contextmanager
+def start_runtime(device: str = "auto") -> Iterator[Runtime]:
+    """Join the processes that torchrun started, or run alone.
+
+    Raises:
+        InputError: if CUDA is asked for and absent.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch sees no CUDA device; use --device cpu or install a driver.")
+    kind = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
+    if kind == "cuda":
+        local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(local)
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+    else:
+        local = torch.device("cpu")
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Runtime(local)
+        return
+    dist.init_process_group(
+        "nccl" if kind == "cuda" else "gloo",
+        timeout=datetime.timedelta(minutes=30),
+        device_id=local if kind == "cuda" else None,
+    )
+    try:
+        yield Runtime(local, dist.get_rank(), world, dist.group.WORLD)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,23 @@
+"""What a step uses that depends on nothing but its number: the learning rate and the random state.
+
+Neither has a state to save: a checkpoint's step restores both.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+
+def learning_rate_factor(step: int, *, steps: int, warmup: int) -> float:
+    """Linear rise over ``warmup`` steps times half a cosine from 1 at step 0 to 0 at ``steps``."""
+    rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    return rise * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Set torch's generators for a step: a pure function of the run's seed, the step and the rank."""
+    state = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]
+    torch.manual_seed(int(state))

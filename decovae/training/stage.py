@@ -1,0 +1,42 @@
+"""What a kind of training (autoencoder, decoder, flow) hands to the one loop that serves them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from decovae.data.patches import Sample
+from decovae.losses.objective import Loss
+
+Batch = dict[str, Any]
+
+__all__ = ["Batch", "Loss", "Sample", "Stage"]
+
+
+class Stage(Protocol):
+    """Networks, the losses of a batch, and validation."""
+
+    networks: dict[str, nn.Module]
+    """Trainable networks, each with an optimiser of its own; the first is the one that is averaged and exported."""
+
+    learning_rates: dict[str, float]
+    """Peak learning rate of each network."""
+
+    def batches(self, position: int, *, steps: int) -> Iterable[Batch]:
+        """This process's batches from a position in the order of samples on, enough for ``steps`` steps."""
+        ...
+
+    def losses(self, batch: Batch, step: int) -> Iterator[tuple[str, Loss]]:
+        """For each network its loss on the batch; the loop runs its backward before it asks for the next."""
+        ...
+
+    def validate(self, step: int, folder: Path) -> dict[str, Any]:
+        """Figures on the validation set, equal on every process; pictures go below the run's ``folder``."""
+        ...
+
+    def export(self, weights: dict[str, Tensor], folder: Path) -> None:
+        """Write the finished network's whole ``state_dict`` into the run's folder; one process calls this."""
+        ...

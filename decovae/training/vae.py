@@ -1,0 +1,179 @@
+"""Stage 1: the autoencoder with decorrelated latent channels, against its discriminators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from decovae.data.cohort import open_cohort
+from decovae.data.nifti import open_nifti
+from decovae.data.patches import PatchDataset, load_volume, split_subjects
+from decovae.data.volumes import Volumes
+from decovae.losses.moments import ChannelMoments, channel_moments
+from decovae.losses.objective import Loss, VAEObjective
+from decovae.metrics.latents import latent_analysis
+from decovae.metrics.reconstruction import lpips, psnr, ssim
+from decovae.models.autoencoder import Autoencoder
+from decovae.models.weights import save_autoencoder
+from decovae.training.config import VAEConfig
+from decovae.training.parallel import frozen, prepare_module
+from decovae.training.previews import save_preview
+from decovae.training.runtime import Runtime
+from decovae.training.sampling import Batches
+from decovae.training.stage import Batch
+
+
+class VAEStage:
+    """Networks, losses and validation of the autoencoder's training.
+
+    Raises:
+        InputError: if the volumes or the perceptual weights cannot be had.
+    """
+
+    def __init__(self, config: VAEConfig, runtime: Runtime) -> None:
+        self.config = config
+        self.runtime = runtime
+        self.volumes = open_volumes(config)
+        subjects = len({record.subject for record in self.volumes.records})
+        held_out = min(config.data.validation_limit, max(1, round(config.data.validation_fraction * subjects)))
+        self.training, self.validation = split_subjects(
+            self.volumes.records, validation=held_out, seed=config.seed
+        )
+        self.objective = VAEObjective(config.loss, deco=config.deco, group=runtime.group).to(runtime.device)
+        self.networks: dict[str, nn.Module] = {}
+        self.learning_rates = {"autoencoder": config.optimizer.learning_rate}
+        compiled = config.compile == "on" or (config.compile == "auto" and runtime.device.type == "cuda")
+        torch.manual_seed(config.seed)
+        self.autoencoder = Autoencoder(config.model)
+        prepare_module(self.autoencoder, runtime, compiled=compiled)
+        self.networks["autoencoder"] = self.autoencoder
+        self.discriminators: nn.Module | None = None
+        if config.loss.adversarial:
+            from decovae.models.discriminators import Discriminators
+
+            self.discriminators = Discriminators(
+                volume=config.loss.adversarial_volume > 0, slices=config.loss.adversarial_slices > 0
+            )
+            prepare_module(self.discriminators, runtime, compiled=compiled)
+            self.networks["discriminators"] = self.discriminators
+            self.learning_rates["discriminators"] = config.optimizer.discriminator_learning_rate
+
+    def batches(self, position: int, *, steps: int) -> Iterable[Batch]:
+        """This process's patches, from a position in the order of samples on."""
+        data = self.config.data
+        dataset = PatchDataset(
+            self.volumes,
+            self.training,
+            grid=data.grid,
+            patch=data.patch,
+            seed=self.config.seed,
+            augmentation=data.augmentation if data.augment else None,
+        )
+        order = Batches(
+            position,
+            count=steps * self.config.optimizer.accumulation,
+            size=data.batch_size,
+            rank=self.runtime.rank,
+            world=self.runtime.world,
+        )
+        return DataLoader(
+            dataset,
+            batch_sampler=order,
+            num_workers=data.workers,
+            pin_memory=self.runtime.device.type == "cuda",
+            worker_init_fn=leave_signals_to_the_parent,
+        )
+
+    def losses(self, batch: Batch, step: int) -> Iterator[tuple[str, Loss]]:
+        """The autoencoder's loss, then the discriminators' on the same reconstruction."""
+        image = batch["image"].to(self.runtime.device, non_blocking=True)
+        with frozen(self.discriminators):
+            reconstruction, mu, log_variance = self.autoencoder(image)
+            planes = self.objective.slices(image, reconstruction, step)
+            yield (
+                "autoencoder",
+                self.objective.generator(
+                    image,
+                    reconstruction,
+                    mu,
+                    log_variance,
+                    planes=planes,
+                    discriminators=self.discriminators,
+                    step=step,
+                ),
+            )
+        if self.discriminators is not None and self.objective.adversarial_at(step):
+            yield (
+                "discriminators",
+                self.objective.discriminator(
+                    image, reconstruction, planes=planes, discriminators=self.discriminators
+                ),
+            )
+
+    def validate(self, step: int, folder: Path) -> dict[str, Any]:
+        """Reconstruction of whole validation volumes from μ, and the latent's use of its channels."""
+        world, rank = self.runtime.world, self.runtime.rank
+        rounds = -(-len(self.validation) // world)
+        figures: list[dict[str, float]] = []
+        moments: ChannelMoments | None = None
+        for turn in range(rounds):
+            # Sharded weights are gathered by all processes together: one without a volume repeats the last.
+            place = turn * world + rank
+            index = self.validation[min(place, len(self.validation) - 1)]
+            volume = load_volume(self.volumes, index, self.config.data.grid)[None].to(self.runtime.device)
+            reconstruction, mu, _ = self.autoencoder(volume, sample=False)
+            if place >= len(self.validation):
+                continue
+            latent = channel_moments(mu)
+            moments = latent if moments is None else moments.merge(latent)
+            figures.append(self._quality(reconstruction, volume))
+            if place == 0:
+                subject = self.volumes.records[index].subject
+                title = f"{subject}, step {step}: PSNR {figures[-1]['psnr']:.2f} dB, SSIM {figures[-1]['ssim']:.3f}"
+                picture = folder / "previews" / f"step-{step:08d}.png"
+                save_preview(volume[0], reconstruction[0], picture, title=title)
+        gathered = [figure for part in self.runtime.gather(figures) for figure in part]
+        merged: ChannelMoments | None = None
+        for part in self.runtime.gather(moments):
+            if part is not None:
+                merged = part if merged is None else merged.merge(part)
+        assert merged is not None
+        analysis = latent_analysis(merged)
+        return {
+            **{name: sum(f[name] for f in gathered) / len(gathered) for name in gathered[0]},
+            "cosine_similarity": float(analysis.cosine_similarity),
+            "pearson": float(analysis.pearson),
+            "effective_rank": float(analysis.effective_rank),
+            "explained_variance": [float(share) for share in analysis.explained_variance],
+        }
+
+    def _quality(self, reconstruction: Tensor, volume: Tensor) -> dict[str, float]:
+        figures = {"psnr": psnr(reconstruction, volume), "ssim": ssim(reconstruction, volume)}
+        if self.objective.perceptual is not None and self.objective.perceptual.calibrated:
+            figures["lpips"] = lpips(reconstruction, volume, self.objective.perceptual)
+        return figures
+
+    def export(self, weights: dict[str, Tensor], folder: Path) -> None:
+        """``autoencoder.safetensors``."""
+        save_autoencoder(weights, self.config.model, folder / "autoencoder.safetensors")
+
+
+def open_volumes(config: VAEConfig) -> Volumes:
+    """The volumes that ``--data.root`` names, or the template cohort, all of them checked."""
+    data = config.data
+    if data.root is None:
+        return open_cohort(data.cohort_size, seed=config.seed, shape=data.grid)
+    return open_nifti(data.root, patch=data.patch)
+
+
+def leave_signals_to_the_parent(_: int) -> None:
+    """Ctrl-C reaches loader processes too: the training process ends them when it is done."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,45 @@
+"""Which implementation an operator runs: Triton or torch."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+
+import torch
+
+VARIABLE = "DECOVAE_KERNELS"
+CHOICES = ("auto", "triton", "torch")
+
+
+@functools.cache
+def _triton_installed() -> bool:
+    # Looked up, not imported: Triton has no wheels for macOS and Windows, and its import is slow.
+    return importlib.util.find_spec("triton") is not None
+
+
+def wants_triton(x: torch.Tensor) -> bool:
+    """Whether the environment variable DECOVAE_KERNELS sends a tensor like `x` to Triton.
+
+    `auto` (the default) means Triton for CUDA tensors where Triton is installed and torch elsewhere, `torch` means
+    torch everywhere, `triton` means Triton everywhere; on CPU tensors that works in Triton's interpreter only.
+
+    Raises:
+        ValueError: DECOVAE_KERNELS has another value.
+        RuntimeError: `triton` was asked for and cannot run on `x`.
+    """
+    choice = os.environ.get(VARIABLE, "auto")
+    if choice not in CHOICES:
+        raise ValueError(f"{VARIABLE}={choice!r} is unknown: use one of {', '.join(CHOICES)}")
+    if choice == "torch":
+        return False
+    if choice == "auto":
+        return x.is_cuda and _triton_installed()
+    if not _triton_installed():
+        raise RuntimeError(f"{VARIABLE}=triton, but Triton is not installed: install it or use {VARIABLE}=auto")
+    if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError(
+            f"{VARIABLE}=triton cannot run on a tensor on {x.device}: use {VARIABLE}=auto, or set TRITON_INTERPRET=1 "
+            "before the first import to run the kernels in Triton's interpreter"
+        )
+    return True
