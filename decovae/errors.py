@@ -12,4 +12,4 @@ class InputError(Exception):
 
 
 class RunError(Exception):
-    """A run that cannot go on for a reason that is not an option's: one sentence, printed without a traceback, exit 1."""
+    """A run that cannot go on for a reason that is not an option's: one sentence, no traceback, exit code 1."""

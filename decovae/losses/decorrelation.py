@@ -114,9 +114,7 @@ class CovarianceLoss(_DecorrelationLoss):
 
 
 class _AnchoredLoss(_DecorrelationLoss):
-    def __init__(
-        self, gamma: float = 1.0, *, form: VarianceForm = "hinge", group: ProcessGroup | None = None
-    ) -> None:
+    def __init__(self, gamma: float = 1.0, *, form: VarianceForm = "hinge", group: ProcessGroup | None = None) -> None:
         super().__init__(group=group)
         _check_variance_options(gamma, form)
         self.gamma = gamma
@@ -164,7 +162,7 @@ def _result_dtype(mu: torch.Tensor | ChannelMoments) -> torch.dtype:
 
 
 def _check_variance_options(gamma: float, form: str) -> None:
-    if not (math.isfinite(gamma) and gamma >= 0):
+    if not 0 <= gamma < math.inf:
         raise ValueError(f"gamma must be a finite number of at least 0, got {gamma!r}")
     if form not in get_args(VarianceForm):
         raise ValueError(f"form must be one of {', '.join(get_args(VarianceForm))}, got {form!r}")

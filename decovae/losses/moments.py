@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from decovae_kernels import channel_moments as local_moments
 from decovae_kernels import merge_moments
 
@@ -101,9 +102,7 @@ def channel_moments(mu: torch.Tensor, *, group: ProcessGroup | None = None) -> C
     return ChannelMoments(count, mean, scatter)
 
 
-def channel_statistics(
-    z: torch.Tensor | ChannelMoments, *, group: ProcessGroup | None = None
-) -> ChannelStatistics:
+def channel_statistics(z: torch.Tensor | ChannelMoments, *, group: ProcessGroup | None = None) -> ChannelStatistics:
     """Count, mean, unbiased covariance and Pearson correlation of the channels of `z`, in float32.
 
     Args and errors as in `channel_moments`; moments that were computed before are taken as they are.
@@ -152,9 +151,9 @@ class _GatherRows(torch.autograd.Function):
         import torch.distributed as dist
 
         ctx.rank, ctx.world_size = dist.get_rank(group), dist.get_world_size(group)
-        rows = row.new_empty(ctx.world_size, row.numel())
-        dist.all_gather_into_tensor(rows, row.contiguous(), group=group)
-        return rows
+        rows = row.new_empty(ctx.world_size * row.numel())
+        dist.all_gather_into_tensor(rows, row, group=group)
+        return rows.view(ctx.world_size, -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:

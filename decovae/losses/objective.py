@@ -83,8 +83,7 @@ class VAEObjective(nn.Module):
         self.deco_weight = PAPER_WEIGHT[deco] if config.deco is None else config.deco
         self.decorrelation: nn.Module | None = None
         if deco != "none" and self.deco_weight > 0:
-            losses = {"cov": CovarianceLoss, "sid": SIDLoss, "vad": lambda: VADLoss(gamma=config.gamma)}
-            self.decorrelation = losses[deco]()
+            self.decorrelation = _decorrelation_loss(deco, config.gamma)
         self.perceptual: PerceptualLoss | None = None
         if config.perceptual > 0 and config.perceptual_network != NONE:
             self.perceptual = PerceptualLoss(config.perceptual_network)
@@ -161,6 +160,12 @@ class VAEObjective(nn.Module):
                 terms[name] = discriminator_loss(real, fake)
         total = self.config.discriminator * torch.stack(list(terms.values())).sum()
         return Loss(total, {name: term.detach() for name, term in terms.items()})
+
+
+def _decorrelation_loss(deco: Decorrelation, gamma: float) -> nn.Module:
+    if deco == "vad":
+        return VADLoss(gamma=gamma)
+    return SIDLoss() if deco == "sid" else CovarianceLoss()
 
 
 def kl_divergence(mu: Tensor, log_variance: Tensor) -> Tensor:

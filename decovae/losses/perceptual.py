@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from decovae.errors import InputError
+from decovae.tensor_files import load_tensors
 
 PRETRAINED = "pretrained"
 RANDOM = "random"
@@ -26,9 +26,9 @@ class PerceptualLoss(nn.Module):
 
     Args:
         network: ``"pretrained"`` (ImageNet SqueezeNet from torchvision with LPIPS's published linear heads),
-            the path of a file (torchvision's ``squeezenet1_1`` or a whole LPIPS ``state_dict``), or ``"random"``: frozen
-            random features from a fixed seed, equal weights in place of the published heads. Random features are no
-            LPIPS, and nothing reports them as such.
+            the path of a file (torchvision's ``squeezenet1_1`` or a whole LPIPS ``state_dict``), or ``"random"``:
+            frozen random features from a fixed seed, equal weights in place of the published heads. Their distance is
+            no LPIPS, and nothing reports it as such.
 
     Raises:
         InputError: if the weights cannot be downloaded or read.
@@ -74,14 +74,13 @@ def _weights(network: str) -> tuple[str, Mapping[str, Tensor]]:
         try:
             return weights.url, weights.get_state_dict(progress=False, check_hash=True)
         except (OSError, RuntimeError) as error:
-            raise InputError(f"Pretrained perceptual weights cannot be had ({weights.url}: {error}); {CHOICES}.") from error
+            raise InputError(
+                f"Pretrained perceptual weights cannot be had ({weights.url}: {error}); {CHOICES}."
+            ) from error
     path = Path(network)
     if not path.is_file():
         raise InputError(f"{network}: no such perceptual weights file; {CHOICES}.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise InputError(f"{network}: not a file of plain tensors; {CHOICES}.") from error
+    state = load_tensors(path, advice=CHOICES)
     if not isinstance(state, Mapping):
         raise InputError(f"{network}: holds {type(state).__name__}, not a state_dict; {CHOICES}.")
     return network, state

@@ -94,6 +94,13 @@ class Autoencoder(nn.Module):
         self.quant_conv_log_sigma = pointwise(config.latent_channels, config.latent_channels)
         self.post_quant_conv = pointwise(config.latent_channels, config.latent_channels)
 
+    @torch.no_grad()
+    def set_log_variance(self, value: float) -> None:
+        """Set the bias of log σ², as a start for training."""
+        for parameter in self.quant_conv_log_sigma.parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(value)
+
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Latent mean μ and log-variance log σ², each (N, c, D/f, H/f, W/f); log σ² is clamped to [−30, 10].
 

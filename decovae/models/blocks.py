@@ -26,7 +26,9 @@ class Named(nn.Module):
         return out
 
 
-def convolution(in_channels: int, out_channels: int, kernel_size: int = 3, *, stride: int = 1, padding: int = 1) -> Named:
+def convolution(
+    in_channels: int, out_channels: int, kernel_size: int = 3, *, stride: int = 1, padding: int = 1
+) -> Named:
     """A 3D convolution whose parameters are called ``conv.conv.weight`` and ``conv.conv.bias``."""
     return Named(Named(nn.Conv3d(in_channels, out_channels, kernel_size, stride=stride, padding=padding)))
 

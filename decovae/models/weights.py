@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from decovae.errors import InputError
 from decovae.models.autoencoder import Autoencoder, AutoencoderConfig
+from decovae.tensor_files import load_tensors
 
 _ANCHOR = "encoder.blocks.0.conv.conv.weight"
 _METADATA_KEY = "autoencoder"
@@ -70,14 +69,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], AutoencoderConfig 
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: not a file of plain tensors that torch.load(weights_only=True) accepts; "
-            "save its state_dict alone."
-        ) from error
-    return find_state_dict(content, path)
+    return find_state_dict(load_tensors(path, advice="save the autoencoder's state_dict alone"), path)
 
 
 def find_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
@@ -97,7 +89,9 @@ def find_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
                     if clean.startswith(prefix)
                 }
         pending.extend(candidate.values())
-    raise InputError(f"{path}: holds no MAISI autoencoder (no tensor called {_ANCHOR}); give the autoencoder's weights.")
+    raise InputError(
+        f"{path}: holds no MAISI autoencoder (no tensor called {_ANCHOR}); give the autoencoder's weights."
+    )
 
 
 def infer_config(state: Mapping[str, Tensor]) -> AutoencoderConfig:

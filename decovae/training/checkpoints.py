@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
-from decovae.errors import InputError
+from decovae.errors import InputError, RunError
 from decovae.training.ema import ExponentialMovingAverage
 from decovae.training.runtime import Runtime
 
@@ -30,7 +34,7 @@ class Checkpoints:
         runtime: Runtime,
         *,
         modules: dict[str, nn.Module],
-        optimizers: dict[str, Optimizer],
+        optimizers: Mapping[str, Optimizer],
         averages: dict[str, ExponentialMovingAverage],
         keep: int,
     ) -> None:
@@ -60,7 +64,14 @@ class Checkpoints:
         entry = self.folder / f"step-{step:08d}"
         partial = entry.with_suffix(".partial")
         self.runtime.on_main(lambda: shutil.rmtree(partial, ignore_errors=True))
-        dcp.save({**self._state(), "step": step, "position": position}, checkpoint_id=partial)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of what is meant: a run of one process
+            try:
+                save({**self._state(), "step": step, "position": position}, checkpoint_id=partial)
+            except (OSError, CheckpointException) as error:
+                raise RunError(
+                    f"{entry}: cannot be written ({_last_line(error)}); earlier checkpoints are kept."
+                ) from error
 
         def publish() -> None:
             shutil.rmtree(entry, ignore_errors=True)
@@ -78,11 +89,12 @@ class Checkpoints:
         """
         state = self._state()
         try:
-            dcp.load(state, checkpoint_id=entry)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                load(state, checkpoint_id=entry)
         except Exception as error:  # what the storage, the planner and the pickles raise has no common base
-            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise InputError(
-                f"{entry}: cannot be resumed from ({reason}); remove it to go on from the one before it."
+                f"{entry}: cannot be resumed from ({_last_line(error)}); remove it to go on from the one before it."
             ) from error
         for name, module in self.modules.items():
             set_state_dict(
@@ -94,3 +106,9 @@ class Checkpoints:
             if name in self.averages:
                 self.averages[name].averages = state[name]["average"]
         return state["step"], state["position"]
+
+
+def _last_line(error: BaseException) -> str:
+    """The last line of an error's text, where storage and planner put the cause below a traceback."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

@@ -34,7 +34,8 @@ def parse(presets: Mapping[str, tuple[str, Config]], arguments: Sequence[str], *
     asks_for_help = bool(arguments) and arguments[0] in ("-h", "--help")
     if not asks_for_help and (not arguments or arguments[0].startswith("-")):
         arguments.insert(0, default)
-    # A preset's name is its subcommand's; it is no option.
+    if not asks_for_help and arguments[0] not in presets:
+        raise InputError(f"{arguments[0]}: no such preset; choose {' or '.join(presets)}.")
     choice = tyro.conf.configure(tyro.conf.AvoidSubcommands)(
         tyro.extras.subcommand_type_from_defaults(
             {name: config for name, (_, config) in presets.items()},

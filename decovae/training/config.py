@@ -104,6 +104,9 @@ class VAEConfig(RunConfig):
     deco: Decorrelation = "vad"
     """Decorrelation loss on the latent mean: none, cov (Eq. 4), sid (Eq. 3), vad (Eq. 6)."""
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    initial_log_variance: float = 0.0
+    """Bias that log σ² starts from. MAISI's 0 starts with noise as large as the signal, which costs a short run most of
+    its steps to unlearn."""
     loss: LossConfig = field(default_factory=LossConfig)
 
     @property
@@ -127,6 +130,7 @@ QUICKSTART = VAEConfig(
     ),
     optimizer=OptimizerConfig(learning_rate=1e-3, discriminator_learning_rate=2e-4, warmup_steps=20),
     model=AutoencoderConfig(channels=(16, 32, 64), residual_blocks=1, groups=8),
+    initial_log_variance=-6.0,
     loss=LossConfig(perceptual_network="random", slice_fraction=0.1),
     validate_every=100,
     checkpoint_every=100,
@@ -145,7 +149,7 @@ def check(config: VAEConfig) -> None:
         InputError: naming the option and its value.
     """
     factor = config.model.compression
-    positive = {
+    positive: dict[str, float] = {
         "--data.batch-size": config.data.batch_size,
         "--data.cohort-size": config.data.cohort_size,
         "--steps": config.steps,
@@ -155,8 +159,11 @@ def check(config: VAEConfig) -> None:
         "--log-every": config.log_every,
         "--optimizer.accumulation": config.optimizer.accumulation,
         "--data.validation-limit": config.data.validation_limit,
+        "--model.residual-blocks": config.model.residual_blocks,
+        "--model.latent-channels": config.model.latent_channels,
+        "--model.groups": config.model.groups,
     }
-    not_negative = {
+    not_negative: dict[str, float] = {
         "--seed": config.seed,
         "--data.workers": config.data.workers,
         "--optimizer.learning-rate": config.optimizer.learning_rate,
@@ -186,6 +193,8 @@ def check(config: VAEConfig) -> None:
         raise InputError(f"--data.validation-fraction {config.data.validation_fraction}: must be between 0 and 1.")
     if not 0 <= config.optimizer.ema_decay < 1:
         raise InputError(f"--optimizer.ema-decay {config.optimizer.ema_decay}: must be at least 0 and below 1.")
+    if not config.loss.gamma > 0:
+        raise InputError(f"--loss.gamma {config.loss.gamma}: must be above 0.")
     if not 0 < config.loss.slice_fraction <= 1:
         raise InputError(f"--loss.slice-fraction {config.loss.slice_fraction}: must be above 0 and at most 1.")
     if any(width % config.model.groups for width in config.model.channels):
@@ -194,11 +203,13 @@ def check(config: VAEConfig) -> None:
             f"{_spaced(config.model.channels)}."
         )
     if config.loss.l1 == 0 and config.loss.perceptual == 0 and not config.loss.adversarial:
-        raise InputError("--loss.l1 0: with the perceptual and adversarial terms off nothing asks for a reconstruction.")
+        raise InputError(
+            "--loss.l1 0: with the perceptual and adversarial terms off nothing asks for a reconstruction."
+        )
     if min(config.data.patch) < SMALLEST_PATCH and config.loss.adversarial:
         raise InputError(
-            f"--data.patch {_spaced(config.data.patch)}: the discriminators need {SMALLEST_PATCH} voxels an axis; enlarge it, or set "
-            "--loss.adversarial-slices 0 --loss.adversarial-volume 0."
+            f"--data.patch {_spaced(config.data.patch)}: the discriminators need {SMALLEST_PATCH} voxels an axis; "
+            "enlarge it, or set --loss.adversarial-slices 0 --loss.adversarial-volume 0."
         )
 
 

@@ -45,9 +45,7 @@ def train(stage: Stage, config: RunConfig, runtime: Runtime, folder: Path) -> li
 class _Training:
     """The state of one run while it trains."""
 
-    def __init__(
-        self, stage: Stage, config: RunConfig, runtime: Runtime, folder: Path, request: StopRequest
-    ) -> None:
+    def __init__(self, stage: Stage, config: RunConfig, runtime: Runtime, folder: Path, request: StopRequest) -> None:
         self.stage, self.config, self.runtime, self.folder, self.request = stage, config, runtime, folder, request
         settings = config.optimizer
         self.optimizers = {
@@ -209,7 +207,7 @@ class _Training:
             for average in self.averages.values():
                 stack.enter_context(average.in_place())
             options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-            weights = get_model_state_dict(self.stage.networks[self.exported], options=options)
+            weights: dict[str, Any] = get_model_state_dict(self.stage.networks[self.exported], options=options)
         self.runtime.on_main(lambda: self.stage.export(weights, self.folder))
 
     def _stop_signal(self) -> int:

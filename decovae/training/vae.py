@@ -41,15 +41,14 @@ class VAEStage:
         self.volumes = open_volumes(config)
         subjects = len({record.subject for record in self.volumes.records})
         held_out = min(config.data.validation_limit, max(1, round(config.data.validation_fraction * subjects)))
-        self.training, self.validation = split_subjects(
-            self.volumes.records, validation=held_out, seed=config.seed
-        )
+        self.training, self.validation = split_subjects(self.volumes.records, validation=held_out, seed=config.seed)
         self.objective = VAEObjective(config.loss, deco=config.deco, group=runtime.group).to(runtime.device)
         self.networks: dict[str, nn.Module] = {}
         self.learning_rates = {"autoencoder": config.optimizer.learning_rate}
         compiled = config.compile == "on" or (config.compile == "auto" and runtime.device.type == "cuda")
         torch.manual_seed(config.seed)
         self.autoencoder = Autoencoder(config.model)
+        self.autoencoder.set_log_variance(config.initial_log_variance)
         prepare_module(self.autoencoder, runtime, compiled=compiled)
         self.networks["autoencoder"] = self.autoencoder
         self.discriminators: nn.Module | None = None
@@ -110,9 +109,7 @@ class VAEStage:
         if self.discriminators is not None and self.objective.adversarial_at(step):
             yield (
                 "discriminators",
-                self.objective.discriminator(
-                    image, reconstruction, planes=planes, discriminators=self.discriminators
-                ),
+                self.objective.discriminator(image, reconstruction, planes=planes, discriminators=self.discriminators),
             )
 
     def validate(self, step: int, folder: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Channel moments: the mean and the centred second moments of C channels over all samples, from one read.
 
 Every loss and every latent metric of DeCo-VAE is a function of these C + C² numbers. They are returned in float64,
-where they cost nothing; the pass over the data works in float32 (float64 for float64 input). Two measures keep means
-far from zero harmless:
+where they cost nothing; the pass over the data works in float32 in Triton and in float64, a cached piece at a time, in
+torch. Two measures keep means far from zero harmless:
 
 - samples are shifted by the channel's first sample before anything is summed, which is exact or nearly so where the
   mean is large, and makes a constant channel's scatter exactly zero; then blocks are centred on their own mean and
@@ -23,9 +23,8 @@ from decovae_kernels._layout import readable_blocks, sample_blocks
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# The torch path works on pieces of this many elements: a few MB of float32, which stay in a CPU's last-level cache,
-# bound the extra memory, and keep float32 sums short enough for 1e-5.
-_CHUNK_ELEMENTS = 1 << 21
+# The torch path works on pieces of this many elements: a few MB, which stay in a CPU's cache and bound extra memory.
+_CHUNK_ELEMENTS = 1 << 19
 
 # What the Triton kernels keep in registers.
 _TRITON_MAX_CHANNELS = 16
@@ -148,11 +147,6 @@ def _runs_in_triton(x: torch.Tensor) -> bool:
     return wants_triton(x) and x.dtype != torch.float64 and x.shape[1] <= _TRITON_MAX_CHANNELS
 
 
-def _working_dtype(x: torch.Tensor) -> torch.dtype:
-    # On CUDA a user's TF32 setting would round float32 products to 10 bits; float64 is out of its reach.
-    return torch.float64 if x.is_cuda or x.dtype == torch.float64 else torch.float32
-
-
 def _chunks(blocks: torch.Tensor) -> Iterator[tuple[slice, slice]]:
     """Slices of the first and last axis of `blocks` (B, C, L) that tile it in pieces of bounded size."""
     count, channels, length = blocks.shape
@@ -164,18 +158,17 @@ def _chunks(blocks: torch.Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def _moments_torch(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    shift = blocks[0, :, :1].to(_working_dtype(blocks))
+    # In float64, piece by piece: a float32 product of 65,536 samples was off by 1e-6 and the shift alone by 4e-8, which
+    # (γ − √Σ_ii)² with √Σ_ii near γ multiplies; and no TF32 or autocast setting gets hold of float64.
+    shift = blocks[0, :, :1].double()
     counts, means, scatters = [], [], []
-    # An operator's body still sees the caller's autocast, which would lower the products.
-    with torch.autocast(blocks.device.type, enabled=False):
-        for volumes, samples in _chunks(blocks):
-            chunk = blocks[volumes, :, samples]
-            centred = chunk - shift
-            mean = centred.mean(dim=-1, keepdim=True)
-            centred -= mean
-            counts.append(mean.new_full((len(chunk),), chunk.shape[-1], dtype=torch.float64))
-            means.append(mean[..., 0].double())
-            scatters.append(torch.bmm(centred, centred.mT).double())
+    for volumes, samples in _chunks(blocks):
+        centred = blocks[volumes, :, samples] - shift
+        mean = centred.mean(dim=-1, keepdim=True)
+        centred -= mean
+        counts.append(mean.new_full((len(mean),), centred.shape[-1]))
+        means.append(mean[..., 0])
+        scatters.append(torch.bmm(centred, centred.mT))
     _, mean, scatter = merge_moments(torch.cat(counts), torch.cat(means), torch.cat(scatters))
     return shift[:, 0] + mean, scatter
 
@@ -183,13 +176,15 @@ def _moments_torch(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _input_gradient_torch(
     blocks: torch.Tensor, mean: torch.Tensor, grad_mean: torch.Tensor, grad_scatter: torch.Tensor, *, out: torch.Tensor
 ) -> None:
-    dtype = _working_dtype(blocks)
+    # On CUDA a user's TF32 setting would round float32 products to 10 bits; float64 is out of its reach.
+    dtype = torch.float64 if blocks.is_cuda else torch.promote_types(blocks.dtype, torch.float32)
     samples_total = blocks.shape[0] * blocks.shape[2]
     high = mean.to(dtype)
     low = mean - high
     matrix = grad_scatter + grad_scatter.T
     bias = (grad_mean / samples_total - matrix @ low).to(dtype)[:, None]
     high, matrix = high[:, None], matrix.to(dtype)
+    # An operator's body still sees the caller's autocast, which would lower the product.
     with torch.autocast(blocks.device.type, enabled=False):
         for volumes, samples in _chunks(blocks):
             centred = blocks[volumes, :, samples] - high

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import pytest
 import torch
-from channel_cases import DEVICE, IMPLEMENTATIONS, LAYOUTS, Case, arrange, assert_gradient_close, cases, implementation
-from decovae_kernels import channel_moments, merge_moments, moments, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from decovae_kernels import channel_moments, merge_moments, moments, reference
+from tests.channel_cases import (
+    DEVICE,
+    IMPLEMENTATIONS,
+    LAYOUTS,
+    Case,
+    arrange,
+    assert_gradient_close,
+    cases,
+    implementation,
+)
+
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(case=cases())
 def test_values_and_gradients_equal_the_definition(name: str, case: Case) -> None:
     x = case.latent().requires_grad_()
@@ -67,6 +77,7 @@ def test_constant_channel_has_exactly_zero_scatter(name: str, value: float, seed
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("where", [0, -1])
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, in the interpreter
 def test_non_finite_samples_show(name: str, bad: float, where: int) -> None:
     x = torch.randn(2, 3, 40, device=DEVICE)
     x[where, 1, where] = bad
@@ -113,6 +124,15 @@ def test_many_samples_in_pieces() -> None:
     torch.testing.assert_close(scatter, truth_scatter, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_variances_are_far_better_than_the_bound(name: str) -> None:
+    """(γ − √Σ_ii)² multiplies their relative error where √Σ_ii is near γ, so 1e-5 would not do."""
+    x = (torch.randn(2, 4, 24, 24, 24, generator=torch.Generator().manual_seed(0)) + 2).to(DEVICE)
+    with implementation(name):
+        _, scatter = channel_moments(x)
+    torch.testing.assert_close(scatter.diagonal(), reference.channel_moments(x)[1].diagonal(), rtol=1e-7, atol=0)
+
+
 def test_more_channels_than_triton_holds_take_the_torch_path() -> None:
     x = torch.randn(2, 40, 50, device=DEVICE)
     with implementation("triton"):
@@ -122,7 +142,7 @@ def test_more_channels_than_triton_holds_take_the_torch_path() -> None:
 
 def test_gradcheck_in_float64() -> None:
     x = torch.randn(2, 3, 4, 2, dtype=torch.float64, device=DEVICE) + 5
-    for layout in LAYOUTS:
+    for layout in set(LAYOUTS) - {"expanded"}:  # overlapping memory has no numerical gradient
         assert torch.autograd.gradcheck(channel_moments, [arrange(x, layout).detach().requires_grad_()])
 
 

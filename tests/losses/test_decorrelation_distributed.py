@@ -1,0 +1,91 @@
+"""Statistics across ranks equal those of one process that has the whole batch."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from decovae import channel_statistics, sid_loss, vad_loss
+from decovae.losses.moments import channel_moments
+
+SIZES = (3, 1, 2)  # volumes a rank, uneven
+WORLD = len(SIZES)
+
+
+def volumes() -> torch.Tensor:
+    data = torch.randn(sum(SIZES), 2, 4, 3, 5, generator=torch.Generator().manual_seed(0))
+    return data + torch.arange(sum(SIZES)).view(-1, 1, 1, 1, 1)  # the ranks' means differ
+
+
+def encoder() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Conv3d(2, 3, 1)
+
+
+def check_rank(rank: int, store: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
+    pair = dist.new_group([0, 1])
+    world = dist.group.WORLD
+    batch = volumes().split(SIZES)[rank]
+
+    for group, members in ((pair, (0, 1)), (world, (0, 1, 2))):
+        if rank not in members:
+            with pytest.raises(ValueError, match="not in the process group"):
+                sid_loss(batch, group=group)
+            continue
+        together = torch.cat([volumes().split(SIZES)[member] for member in members])
+        for loss in (sid_loss, vad_loss):
+            single = encoder()
+            truth = loss(single(together))
+            truth.backward()
+
+            model = DistributedDataParallel(encoder(), process_group=group)
+            value = loss(model(batch), group=group)
+            value.backward()
+            torch.testing.assert_close(value, truth, rtol=1e-6, atol=1e-7)
+            for parameter, expected in zip(model.parameters(), single.parameters(), strict=True):
+                assert (parameter.grad - expected.grad).norm() <= 1e-6 * (1 + expected.grad.norm())
+
+        ours, theirs = channel_statistics(batch, group=group), channel_statistics(together)
+        assert ours.count == theirs.count
+        torch.testing.assert_close(ours.mean, theirs.mean)
+        torch.testing.assert_close(ours.correlation, theirs.correlation)
+
+    # A rank may have nothing in a batch, and a constant channel stays uncorrelated across ranks.
+    batch = batch[:0] if rank == 0 else batch
+    batch[:, 1] = 0.1
+    moments = channel_moments(batch, group=world)
+    together = volumes()[SIZES[0] :].clone()
+    together[:, 1] = 0.1
+    torch.testing.assert_close(moments.covariance, channel_moments(together).covariance, rtol=1e-5, atol=1e-9)
+    assert (moments.correlation[1] == 0).all()
+
+    # The same bits on every rank.
+    copies = [torch.empty_like(moments.scatter) for _ in range(WORLD)]
+    dist.all_gather(copies, moments.scatter)
+    assert all(torch.equal(copy, moments.scatter) for copy in copies)
+
+    value = torch.compile(sid_loss, fullgraph=True, backend="aot_eager")(volumes().split(SIZES)[rank], group=world)
+    torch.testing.assert_close(value, sid_loss(volumes()), rtol=1e-6, atol=1e-7)
+    dist.destroy_process_group()
+
+
+def run_rank(rank: int, store: str) -> None:
+    torch.set_num_threads(1)
+    try:
+        check_rank(rank, store)
+    except BaseException:
+        traceback.print_exc()
+        raise
+
+
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch is built without gloo")
+def test_uneven_ranks_equal_one_process(tmp_path: Path) -> None:
+    mp.spawn(run_rank, args=(str(tmp_path / "store"),), nprocs=WORLD)

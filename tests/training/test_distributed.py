@@ -1,0 +1,70 @@
+"""Runs of several processes over gloo: the same artefacts, and the same training as one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.training.conftest import TINY, tiny_run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def torchrun(out: Path, *options: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return subprocess.run(
+        [*command, "train/vae.py", *TINY, "--out", str(out), *options],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def test_two_processes_train_resume_and_summarise(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = torchrun(out)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("effective rank") == 1
+    summary = json.loads((out / "summary.json").read_text())
+    assert {"steps", "psnr", "ssim", "lpips", "pearson", "effective_rank", "explained_variance"} <= summary.keys()
+    assert len([line for line in (out / "metrics.jsonl").read_text().splitlines() if '"l1"' in line]) == 6
+
+    # Dropping the last checkpoint and the end makes it a run that died; one process takes it up from two.
+    for path in (out / "summary.json", out / "autoencoder.safetensors"):
+        path.unlink()
+    for file in (out / "checkpoints" / "step-00000006").iterdir():
+        file.unlink()
+    (out / "checkpoints" / "step-00000006").rmdir()
+    assert tiny_run(out) == 0
+    again = json.loads((out / "summary.json").read_text())
+    assert again["psnr"] == pytest.approx(summary["psnr"], abs=3)
+
+
+def test_two_processes_see_the_batches_of_one(tmp_path: Path) -> None:
+    """The first step's terms that draw no noise are the same for 2 × 1 patches as for 1 × 2."""
+    options = ["--steps", "1", "--loss.adversarial-slices", "0", "--loss.perceptual", "0"]
+    assert tiny_run(tmp_path / "one", options) == 0
+    done = torchrun(tmp_path / "two", *options, "--data.batch-size", "1")
+    assert done.returncode == 0, done.stderr
+    one, two = (
+        next(
+            json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines() if '"l1"' in line
+        )
+        for name in ("one", "two")
+    )
+    assert two["deco"] == pytest.approx(one["deco"], rel=1e-4)  # statistics of the global batch, not of a process's
+    assert two["kl"] == pytest.approx(one["kl"], rel=1e-4)
+
+
+def test_bad_input_is_said_once(tmp_path: Path) -> None:
+    done = torchrun(tmp_path / "run", "--data.root", str(tmp_path / "nowhere"))
+    assert done.returncode != 0
+    assert done.stderr.count("error: ") == 1
+    assert not (tmp_path / "run").exists()
