@@ -1,7 +1,7 @@
 """What the losses are measured against: the equations as one writes them in eager torch.
 
-One row a channel, centred, times its transpose; the authors' repository goes the same way. Right for the batch of one
-device; the gradient is autograd's. Written out, because torch.cov and torch.corrcoef break torch.compile's graph.
+One row a channel, centred, times its transpose. Right for the batch of one device; the gradient is autograd's. The
+covariance is written out, because torch.cov and torch.corrcoef break torch.compile's graph.
 """
 
 from __future__ import annotations

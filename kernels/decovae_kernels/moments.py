@@ -163,7 +163,8 @@ def _moments_torch(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     shift = blocks[0, :, :1].double()
     counts, means, scatters = [], [], []
     for volumes, samples in _chunks(blocks):
-        centred = blocks[volumes, :, samples] - shift
+        centred = blocks[volumes, :, samples].to(torch.float64, copy=True)
+        centred -= shift
         mean = centred.mean(dim=-1, keepdim=True)
         centred -= mean
         counts.append(mean.new_full((len(mean),), centred.shape[-1]))

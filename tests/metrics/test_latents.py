@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 
 from decovae import analyze_latents
 from decovae.losses.moments import channel_moments
@@ -23,8 +23,9 @@ def off_diagonal_mean(matrix: np.ndarray) -> float:
 @given(case=cases(dtypes=(torch.float32, torch.bfloat16), offsets=(0.0, 3.0)))
 def test_measures_equal_their_definitions(case: Case) -> None:
     z = case.latent()
-    analysis = analyze_latents(z)
     samples = z.double().movedim(1, 0).flatten(1).cpu().numpy()
+    assume((samples != samples[:, :1]).any(axis=1).all())  # numpy has no correlation for a constant channel
+    analysis = analyze_latents(z)
     eigenvalues = np.linalg.eigvalsh(np.atleast_2d(np.cov(samples)))[::-1].clip(0)
     shares = eigenvalues / eigenvalues.sum()
     nonzero = shares[shares > 0]
