@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """Probability and strength of each transform, in the order in which they are applied. Intensities are scaled ones."""
+    """Probability and strength of each transform, in the order of application; intensities are scaled ones."""
 
     bias_field_probability: float = 0.3
     bias_field_coefficients: tuple[float, float] = (0.0, 0.3)

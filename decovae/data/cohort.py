@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +18,13 @@ from decovae.data.inspection import accepted, for_all, measured
 from decovae.data.resample import resample_crop
 from decovae.data.template import BOX_SIZE, FULL_SHAPE, cohort_affine, tissue_maps
 from decovae.data.volumes import Shape, VolumeRecord, Volumes, intensity_range
+from decovae.errors import InputError
 
 __all__ = ["FULL_SHAPE", "cohort_affine", "cohort_subject", "open_cohort"]
 
-COHORT_VERSION = 1  # raise it when a subject's voxels change: it names the cache folder
+COHORT_VERSION = 2  # raise it when a subject's voxels change: it names the cache folder
 FLOW_SHAPE: Shape = (46, 55, 46)  # about 4 mm, fine enough for the finest octave of velocity
-VELOCITY_OCTAVES = ((48.0, 4.0), (24.0, 2.5), (12.0, 0.9))  # (spacing, root mean square), millimetres
+VELOCITY_OCTAVES = ((48.0, 2.8), (24.0, 1.8), (12.0, 0.8))  # (spacing, root mean square), millimetres
 
 
 def cohort_subject(index: int, *, seed: int, shape: Shape) -> np.ndarray:
@@ -38,9 +38,7 @@ def cohort_subject(index: int, *, seed: int, shape: Shape) -> np.ndarray:
     """
     streams = np.random.SeedSequence(seed, spawn_key=(index,)).spawn(3)
     anatomy, contrast, noise = (np.random.Generator(np.random.Philox(stream)) for stream in streams)
-    csf, grey, white, texture = sample(
-        tissue_maps(shape), _warp(anatomy, shape), extent=BOX_SIZE, outside="zeros"
-    )
+    csf, grey, white, texture = sample(tissue_maps(shape), _warp(anatomy, shape), extent=BOX_SIZE, outside="zeros")
     brain = csf + grey + white
     fraction = contrast.uniform  # of the intensity of white matter; CSF < GM < WM, as T1 weighting has it
     image = fraction(0.18, 0.34) * csf + fraction(0.62, 0.78) * grey + white + fraction(0.6, 1.2) * texture
@@ -97,24 +95,51 @@ def open_cohort(size: int, *, seed: int, shape: Shape) -> Volumes:
     process ends. Several processes may open the same cohort at once.
 
     Raises:
+        InputError: there is no room for the subjects.
         ValueError: `size` below 1 or above 10,000, beyond which names would no longer sort as numbers.
     """
     if not 1 <= size <= 10_000:
         raise ValueError(f"size={size}: a cohort has 1 to 10,000 subjects")
-    folder = _writable_folder(f"cohort-v{COHORT_VERSION}-seed{seed}-{'x'.join(map(str, shape))}")
-    prepare = partial(_prepare, folder, seed=seed, shape=shape)
-    prepared = accepted(for_all(prepare, range(size), description="Making the template cohort"))
-    return CohortVolumes([record for record, _ in prepared], [file for _, file in prepared])
+    name = f"cohort-v{COHORT_VERSION}-seed{seed}-{'x'.join(map(str, shape))}"
+    files = _files(cache_folder() / name, size)
+    missing = [index for index, file in enumerate(files) if not _holds_subject(file, shape)]
+    if missing:
+        if not _is_writable(files[0].parent):
+            files, missing = _files(_temporary_folder(), size), list(range(size))
+        tissue_maps(shape)  # before several threads ask for them at once and each makes its own
+
+        def make(index: int) -> None:
+            subject = cohort_subject(index, seed=seed, shape=shape)
+            try:
+                write_atomically(files[index], lambda stream: np.save(stream, subject))
+            except OSError as error:
+                raise InputError(
+                    f"The template cohort cannot be kept in {files[index].parent} ({error.strerror}): "
+                    "make room, or set DECOVAE_CACHE to another folder."
+                ) from error
+
+        accepted(for_all(make, missing, description="Making the template cohort"))
+    records = accepted(for_all(_record, list(enumerate(files)), description="Measuring the template cohort"))
+    return CohortVolumes(records, files)
 
 
-def _prepare(folder: Path, index: int, *, seed: int, shape: Shape) -> tuple[VolumeRecord, Path]:
-    name = f"sub-{index:04d}"
-    file = folder / f"{name}.npy"
-    if not _holds_subject(file, shape):
-        subject = cohort_subject(index, seed=seed, shape=shape)
-        write_atomically(file, lambda stream: np.save(stream, subject))
-    known, low, high = measured(file, _measure)
-    return VolumeRecord(name, f"template:{index}", known, low, high), file
+def _files(folder: Path, size: int) -> list[Path]:
+    return [folder / f"{_name(index)}.npy" for index in range(size)]
+
+
+def _name(index: int) -> str:
+    return f"sub-{index:04d}"
+
+
+def _record(item: tuple[int, Path]) -> VolumeRecord:
+    index, file = item
+    return VolumeRecord(_name(index), f"template:{index}", *measured(file, _measure))
+
+
+def _measure(file: Path) -> tuple[Shape, float, float]:
+    volume = np.load(file, mmap_mode="r")
+    depth, height, width = volume.shape
+    return (depth, height, width), *intensity_range(volume)
 
 
 def _holds_subject(file: Path, shape: Shape) -> bool:
@@ -125,20 +150,17 @@ def _holds_subject(file: Path, shape: Shape) -> bool:
     return bool(kept.shape == shape and kept.dtype == np.float32)
 
 
-def _measure(file: Path) -> tuple[Shape, float, float]:
-    volume = np.load(file, mmap_mode="r")
-    low, high = intensity_range(volume)
-    depth, height, width = volume.shape
-    return (depth, height, width), low, high
-
-
-def _writable_folder(name: str) -> Path:
-    folder = cache_folder() / name
+def _is_writable(folder: Path) -> bool:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / ".writable", lambda file: None)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
     except OSError:
-        folder = Path(tempfile.mkdtemp(prefix="decovae-"))
-        # Not a TemporaryDirectory: that would delete the files when a forked worker drops its copy of the object.
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return False
+
+
+def _temporary_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="decovae-"))
+    # Not a TemporaryDirectory: that would delete the files when a forked worker drops its copy of the object.
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

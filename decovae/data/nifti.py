@@ -13,6 +13,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 
 from decovae.data.inspection import accepted, for_all, measured
 from decovae.data.sources import find_volumes
@@ -54,7 +55,9 @@ def open_nifti(root: Path, *, patch: Shape, workers: int | None = None) -> Volum
     Raises:
         InputError: one sentence about the first volume that cannot be trained on, and how many more there are.
     """
-    results = for_all(partial(_record, patch=patch), find_volumes(root), description="Checking volumes", workers=workers)
+    results = for_all(
+        partial(_record, patch=patch), find_volumes(root), description="Checking volumes", workers=workers
+    )
     return NiftiVolumes(accepted(results))
 
 
@@ -72,7 +75,7 @@ def read_nifti(path: Path) -> tuple[np.ndarray, bool]:
         offset = max(header.get_data_offset(), header.single_vox_offset)  # 0 stands for "right after the header"
         slope, _ = header.get_slope_inter()
         axes = nib.io_orientation(_affine(header))
-    except (ValueError, nib.spatialimages.HeaderDataError) as error:
+    except (ValueError, HeaderDataError) as error:
         raise InputError(f"The volume {path} {_predicate(error)}.") from error
     if dtype.kind not in "iuf":
         raise InputError(f"The volume {path} holds {_dtype_name(dtype)} voxels, not real numbers.")

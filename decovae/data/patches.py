@@ -115,7 +115,5 @@ class PatchDataset(Dataset[Sample]):
 
 def _crop(volumes: Volumes, index: int, *, grid: Shape, corner: Shape, size: Shape) -> torch.Tensor:
     record = volumes.records[index]
-    crop = resample_crop(
-        volumes.read(index), grid=grid, corner=corner, size=size, low=record.low, high=record.high
-    )
+    crop = resample_crop(volumes.read(index), grid=grid, corner=corner, size=size, low=record.low, high=record.high)
     return crop[None]

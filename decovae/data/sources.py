@@ -31,7 +31,9 @@ def find_volumes(root: Path) -> list[tuple[str, Path]]:
     elif root.is_file() and root.suffix.lower() == ".csv":
         found = _manifest(root)
     elif root.exists():
-        raise InputError(f"{root} is neither a folder of volumes nor a CSV manifest (a .csv file with a column 'path').")
+        raise InputError(
+            f"{root} is neither a folder of volumes nor a CSV manifest (a .csv file with a column 'path')."
+        )
     else:
         raise InputError(f"{root} does not exist: give a folder of volumes or a CSV manifest.")
     return sorted(found, key=lambda item: (item[0], item[1].as_posix()))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
-from nilearn import datasets
 
 from decovae.data.resample import resample_crop
 from decovae.data.volumes import Shape
@@ -46,6 +46,8 @@ def tissue_maps(shape: Shape) -> torch.Tensor:
 
 @lru_cache(maxsize=1)
 def _full_maps() -> np.ndarray:
+    from nilearn import datasets  # here, not above: two seconds that only the making of a subject needs
+
     t1, grey, white = (
         _in_box(load(resolution=1))
         for load in (
@@ -58,14 +60,14 @@ def _full_maps() -> np.ndarray:
     scale = np.maximum(grey + white, 1.0)  # the two maps overshoot a little at their common border
     grey, white = brain * grey / scale, brain * white / scale
     shares = np.stack([brain - grey - white, grey, white])
-    flat = shares.reshape(3, -1).T.astype(np.float64)
-    mixture, *_ = np.linalg.lstsq(flat, t1.ravel().astype(np.float64), rcond=None)
+    flat = shares.reshape(3, -1).astype(np.float64)
+    mixture = np.linalg.solve(flat @ flat.T, flat @ t1.ravel())  # least squares: 7 million equations, 3 unknowns
     texture = (t1 - np.tensordot(mixture, shares, 1)) / mixture[2]
     return np.concatenate([shares, texture[None]]).astype(np.float32)
 
 
-def _in_box(image: datasets.Nifti1Image) -> np.ndarray:
-    """The part of a 1 mm RAS template inside the box; its voxels and the box's are the same, so nothing is resampled."""
+def _in_box(image: Any) -> np.ndarray:
+    """The part of a 1 mm RAS template inside the box. Their voxels coincide, so nothing is resampled."""
     corner = np.round(np.subtract(cohort_affine(FULL_SHAPE)[:3, 3], image.affine[:3, 3])).astype(int)
     where = tuple(slice(start, start + size) for start, size in zip(corner, FULL_SHAPE, strict=True))
     return np.asarray(image.dataobj[where], dtype=np.float32)

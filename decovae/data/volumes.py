@@ -39,7 +39,7 @@ class Volumes(Protocol):
         ...
 
     def read(self, index: int) -> np.ndarray:
-        """Volume `index`, `(D, H, W)` in RAS axes, as stored: any real dtype, any strides, a memory map where possible."""
+        """Volume `index`, `(D, H, W)` in RAS axes, as stored: any real dtype and strides, memory-mapped if possible."""
         ...
 
 

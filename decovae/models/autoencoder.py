@@ -95,11 +95,21 @@ class Autoencoder(nn.Module):
         self.post_quant_conv = pointwise(config.latent_channels, config.latent_channels)
 
     @torch.no_grad()
-    def set_log_variance(self, value: float) -> None:
-        """Set the bias of log σ², as a start for training."""
+    def start_latent(self, *, log_variance: float, orthogonal: bool) -> None:
+        """Set where training starts the posterior from.
+
+        Args:
+            log_variance: bias of log σ².
+            orthogonal: draw the channel mixing behind μ from the orthogonal matrices. The usual draw can be nearly
+                singular (with c = 4, one singular value in a thousand of the others), which hides a channel for long.
+        """
         for parameter in self.quant_conv_log_sigma.parameters():
             if parameter.ndim == 1:
-                parameter.fill_(value)
+                parameter.fill_(log_variance)
+        if orthogonal:
+            for parameter in self.quant_conv_mu.parameters():
+                if parameter.ndim > 1:
+                    nn.init.orthogonal_(parameter)
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Latent mean μ and log-variance log σ², each (N, c, D/f, H/f, W/f); log σ² is clamped to [−30, 10].

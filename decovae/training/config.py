@@ -107,6 +107,9 @@ class VAEConfig(RunConfig):
     initial_log_variance: float = 0.0
     """Bias that log σ² starts from. MAISI's 0 starts with noise as large as the signal, which costs a short run most of
     its steps to unlearn."""
+    initial_orthogonal: bool = False
+    """Start the channel mixing behind μ from an orthogonal matrix: MAISI's start is nearly singular for unlucky seeds,
+    and a short run would not find the channel that it hides."""
     loss: LossConfig = field(default_factory=LossConfig)
 
     @property
@@ -131,6 +134,7 @@ QUICKSTART = VAEConfig(
     optimizer=OptimizerConfig(learning_rate=1e-3, discriminator_learning_rate=2e-4, warmup_steps=20),
     model=AutoencoderConfig(channels=(16, 32, 64), residual_blocks=1, groups=8),
     initial_log_variance=-6.0,
+    initial_orthogonal=True,
     loss=LossConfig(perceptual_network="random", slice_fraction=0.1),
     validate_every=100,
     checkpoint_every=100,

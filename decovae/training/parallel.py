@@ -17,9 +17,9 @@ from decovae.training.runtime import Runtime
 def prepare_module(module: nn.Module, runtime: Runtime, *, compiled: bool) -> None:
     """Move a network to its device and layout, compile its blocks, and shard it where there are several processes.
 
-    Convolutions are fastest channels-last on CUDA and contiguous on the CPU.
+    Convolutions are fastest channels-last on CUDA and contiguous on the CPU. Sharding takes contiguous weights only.
     """
-    if runtime.device.type == "cuda":
+    if runtime.device.type == "cuda" and runtime.world == 1:
         for parameter in module.parameters():
             if parameter.ndim in (4, 5):
                 layout = torch.channels_last if parameter.ndim == 4 else torch.channels_last_3d

@@ -48,7 +48,9 @@ class VAEStage:
         compiled = config.compile == "on" or (config.compile == "auto" and runtime.device.type == "cuda")
         torch.manual_seed(config.seed)
         self.autoencoder = Autoencoder(config.model)
-        self.autoencoder.set_log_variance(config.initial_log_variance)
+        self.autoencoder.start_latent(
+            log_variance=config.initial_log_variance, orthogonal=config.initial_orthogonal
+        )
         prepare_module(self.autoencoder, runtime, compiled=compiled)
         self.networks["autoencoder"] = self.autoencoder
         self.discriminators: nn.Module | None = None
