@@ -34,7 +34,11 @@ def run(deco: str, folder: Path, options: list[str]) -> dict[str, Any]:
     if status:
         raise SystemExit(os.waitstatus_to_exitcode(status))
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return {**summary, "seconds": round(time.perf_counter() - start, 1), "peak_memory_gb": round(usage.ru_maxrss * 1024 / 1e9, 2)}
+    return {
+        **summary,
+        "seconds": round(time.perf_counter() - start, 1),
+        "peak_memory_gb": round(usage.ru_maxrss * 1024 / 1e9, 2),
+    }
 
 
 def main() -> None:

@@ -95,11 +95,11 @@ def open_cohort(size: int, *, seed: int, shape: Shape) -> Volumes:
     process ends. Several processes may open the same cohort at once.
 
     Raises:
-        InputError: there is no room for the subjects.
-        ValueError: `size` below 1 or above 10,000, beyond which names would no longer sort as numbers.
+        InputError: there is no room for the subjects, or `size` is below 1 or above 10,000, beyond which names would
+            no longer sort as numbers.
     """
     if not 1 <= size <= 10_000:
-        raise ValueError(f"size={size}: a cohort has 1 to 10,000 subjects")
+        raise InputError(f"A template cohort has 1 to 10,000 subjects, not {size}.")
     name = f"cohort-v{COHORT_VERSION}-seed{seed}-{'x'.join(map(str, shape))}"
     files = _files(cache_folder() / name, size)
     missing = [index for index, file in enumerate(files) if not _holds_subject(file, shape)]

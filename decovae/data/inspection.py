@@ -46,7 +46,7 @@ def for_all(
         return list(track(results, description, total=len(items), console=console, transient=True))
 
 
-def accepted(results: Sequence[Result | InputError], *, noun: str = "volumes") -> list[Result]:
+def accepted(results: Sequence[Result | InputError]) -> list[Result]:
     """All results, if none is an error.
 
     Raises:
@@ -57,7 +57,7 @@ def accepted(results: Sequence[Result | InputError], *, noun: str = "volumes") -
         return [result for result in results if not isinstance(result, InputError)]
     if len(errors) == 1:
         raise errors[0]
-    raise InputError(f"{str(errors[0]).rstrip('.')} ({len(errors) - 1} more {noun} cannot be used either).")
+    raise InputError(f"{str(errors[0]).rstrip('.')} ({len(errors) - 1} more volumes cannot be used either).")
 
 
 def measured(path: Path, measure: Callable[[Path], tuple[Shape, float, float]]) -> tuple[Shape, float, float]:
@@ -76,8 +76,9 @@ def measured(path: Path, measure: Callable[[Path], tuple[Shape, float, float]]) 
 
 def _parsed(entry: dict[str, Any] | None) -> tuple[Shape, float, float] | None:
     try:
-        assert entry is not None
+        if entry is None:
+            return None
         depth, height, width = (int(size) for size in entry["shape"])
         return (depth, height, width), float(entry["low"]), float(entry["high"])
-    except (AssertionError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         return None

@@ -71,14 +71,12 @@ def read_nifti(path: Path) -> tuple[np.ndarray, bool]:
     try:
         header = _header(content)
         shape = _spatial_shape(header)
-        dtype = header.get_data_dtype()
+        dtype = _dtype(header)
         offset = max(header.get_data_offset(), header.single_vox_offset)  # 0 stands for "right after the header"
         slope, _ = header.get_slope_inter()
         axes = nib.io_orientation(_affine(header))
     except (ValueError, HeaderDataError) as error:
         raise InputError(f"The volume {path} {_predicate(error)}.") from error
-    if dtype.kind not in "iuf":
-        raise InputError(f"The volume {path} holds {_dtype_name(dtype)} voxels, not real numbers.")
     promised = offset + math.prod(shape) * dtype.itemsize
     if promised > len(content):
         raise InputError(f"The volume {path} is truncated: {promised} bytes are promised, {len(content)} are there.")
@@ -146,6 +144,16 @@ def _spatial_shape(header: Any) -> Shape:
     return sizes[0], sizes[1], sizes[2]
 
 
+def _dtype(header: Any) -> np.dtype:
+    try:
+        dtype: np.dtype = header.get_data_dtype()
+    except (KeyError, HeaderDataError) as error:
+        raise ValueError(f"has voxels of an unknown type, code {int(header['datatype'])}") from error
+    if dtype.kind not in "iuf":
+        raise ValueError(f"has {'RGB' if dtype.names else dtype.name} voxels, not real numbers")
+    return dtype
+
+
 def _affine(header: Any) -> np.ndarray:
     affine = np.asarray(header.get_best_affine())
     if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
@@ -157,10 +165,6 @@ def _predicate(error: Exception) -> str:
     """What an error says, to follow "the volume …": ours begin with a verb, nibabel's get one."""
     message = str(error).rstrip(".")
     return message if message.startswith(("is ", "has ")) else f"has a damaged header: {message}"
-
-
-def _dtype_name(dtype: np.dtype) -> str:
-    return "RGB" if dtype.names else dtype.name
 
 
 def _times(sizes: Sequence[int]) -> str:

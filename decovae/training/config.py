@@ -34,6 +34,8 @@ class DataConfig:
     """Patches a process sees at once."""
     cohort_size: int = 64
     """Subjects of the template cohort."""
+    cohort_shape: tuple[int, int, int] = (182, 218, 182)
+    """Voxels of its volumes before resizing; by default 1 mm, as in UK Biobank."""
     validation_fraction: float = 0.1
     """Share of the subjects held out for validation, at least one."""
     validation_limit: int = 32
@@ -92,6 +94,9 @@ class RunConfig:
     """Arithmetic of the networks: auto is bf16 autocast on CUDA and fp32 on the CPU; weights stay fp32."""
     compile: Switch = "auto"
     """torch.compile of the networks' blocks: auto is on with CUDA."""
+    recompute: bool = True
+    """Keep only the inputs of the autoencoder's blocks and run each block again in backward: a third more
+    arithmetic for a fraction of the memory."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train: auto is CUDA where there is a GPU."""
 
@@ -123,19 +128,29 @@ PAPER = VAEConfig(preset="paper")
 QUICKSTART = VAEConfig(
     preset="quickstart",
     steps=500,
+    recompute=False,
     data=DataConfig(
         grid=(64, 72, 64),
         patch=(32, 32, 32),
         cohort_size=24,
+        cohort_shape=(64, 72, 64),
         validation_fraction=0.125,
         augment=False,
         workers=0,
     ),
-    optimizer=OptimizerConfig(learning_rate=1e-3, discriminator_learning_rate=2e-4, warmup_steps=20),
+    optimizer=OptimizerConfig(learning_rate=2e-3, discriminator_learning_rate=2e-4, warmup_steps=20, ema_decay=0.98),
     model=AutoencoderConfig(channels=(16, 32, 64), residual_blocks=1, groups=8),
     initial_log_variance=-6.0,
     initial_orthogonal=True,
-    loss=LossConfig(perceptual_network="random", slice_fraction=0.1),
+    # In so few steps L1 has to do most of the work: random features count little, the adversaries join late.
+    loss=LossConfig(
+        perceptual=0.02,
+        perceptual_network="random",
+        slice_fraction=0.1,
+        adversarial_slices=0.01,
+        adversarial_volume=0.01,
+        adversarial_warmup=300,
+    ),
     validate_every=100,
     checkpoint_every=100,
 )
@@ -186,6 +201,11 @@ def check(config: VAEConfig) -> None:
     for option, value in not_negative.items():
         if not value >= 0:
             raise InputError(f"{option} {value}: must not be negative.")
+    if any(room < size for room, size in zip(config.data.cohort_shape, config.data.patch, strict=True)):
+        raise InputError(
+            f"--data.cohort-shape {_spaced(config.data.cohort_shape)}: smaller than --data.patch "
+            f"{_spaced(config.data.patch)}."
+        )
     for option, shape in {"--data.grid": config.data.grid, "--data.patch": config.data.patch}.items():
         if any(size < factor or size % factor for size in shape):
             raise InputError(f"{option} {_spaced(shape)}: every axis must be a positive multiple of {factor}.")

@@ -29,6 +29,8 @@ def train_vae(arguments: Sequence[str]) -> int:
         return fail(error, 2)
     except RunError as error:
         return fail(error, 1)
+    except KeyboardInterrupt:  # while training, Ctrl-C is noted and a checkpoint written; here there is nothing to keep
+        return fail(RunError("interrupted before training began."), 130)
 
 
 def _run(config: VAEConfig, runtime: Runtime) -> int:

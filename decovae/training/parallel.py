@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.utils.checkpoint import checkpoint
 
 from decovae.models.blocks import Cascade, Named
 from decovae.training.runtime import Runtime
 
 
-def prepare_module(module: nn.Module, runtime: Runtime, *, compiled: bool) -> None:
+def prepare_module(module: nn.Module, runtime: Runtime, *, compiled: bool, recompute: bool = False) -> None:
     """Move a network to its device and layout, compile its blocks, and shard it where there are several processes.
+
+    ``recompute`` keeps only the input of each block of a cascade for backward, which runs the block's forward again.
 
     Convolutions are fastest channels-last on CUDA and contiguous on the CPU. Sharding takes contiguous weights only.
     """
@@ -26,6 +30,10 @@ def prepare_module(module: nn.Module, runtime: Runtime, *, compiled: bool) -> No
                 parameter.data = parameter.data.contiguous(memory_format=layout)
     module.to(runtime.device)
     cascades = [child for child in module.children() if isinstance(child, Cascade)]
+    if recompute:
+        for cascade in cascades:
+            for block in cascade.blocks:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     if compiled:
         blocks = [block for cascade in cascades for block in cascade.blocks]
         others = [child for child in module.children() if not isinstance(child, Cascade | Named)]

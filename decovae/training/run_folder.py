@@ -19,6 +19,7 @@ HOW_NOT_WHAT = (
     "out",
     "device",
     "compile",
+    "recompute",
     "checkpoint_every",
     "keep_checkpoints",
     "log_every",

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from decovae.errors import InputError
 
+LONGEST_WAIT = datetime.timedelta(hours=2)
+"""How long processes wait for each other: one checks tens of thousands of volumes while the others stand by."""
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -22,6 +25,7 @@ class Runtime:
 
     device: torch.device
     rank: int = 0
+    local_rank: int = 0
     world: int = 1
     group: dist.ProcessGroup | None = None
 
@@ -54,10 +58,21 @@ class Runtime:
         dist.all_gather_object(values, value, group=self.group)
         return values
 
-    def on_main(self, action: Callable[[], None]) -> None:
-        """Run ``action`` on the main process; what it raises there is raised on all, instead of a hang."""
+    def on_main(self, action: Callable[[], object]) -> None:
+        """Run ``action`` on the main process while the others wait; what it raises is raised on all."""
+        self._while_others_wait(action, self.main)
+
+    def fill_caches(self, action: Callable[[], object]) -> None:
+        """Run ``action`` on one process of each node while the others wait; they then find what it cached.
+
+        What it raises is raised on all. Alone, a process has nobody to fill caches for.
+        """
+        if self.world > 1:
+            self._while_others_wait(action, self.local_rank == 0)
+
+    def _while_others_wait(self, action: Callable[[], object], mine: bool) -> None:
         failure: Exception | None = None
-        if self.main:
+        if mine:
             try:
                 action()
             except Exception as error:
@@ -77,8 +92,9 @@ def start_runtime(device: str = "auto") -> Iterator[Runtime]:
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no CUDA device; use --device cpu or install a driver.")
     kind = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if kind == "cuda":
-        local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        local = torch.device("cuda", local_rank)
         torch.cuda.set_device(local)
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
@@ -90,10 +106,10 @@ def start_runtime(device: str = "auto") -> Iterator[Runtime]:
         return
     dist.init_process_group(
         "nccl" if kind == "cuda" else "gloo",
-        timeout=datetime.timedelta(minutes=30),
+        timeout=LONGEST_WAIT,
         device_id=local if kind == "cuda" else None,
     )
     try:
-        yield Runtime(local, dist.get_rank(), world, dist.group.WORLD)
+        yield Runtime(local, dist.get_rank(), local_rank, world, dist.group.WORLD)
     finally:
         dist.destroy_process_group()

@@ -8,12 +8,9 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from decovae.data.patches import Sample
 from decovae.losses.objective import Loss
 
 Batch = dict[str, Any]
-
-__all__ = ["Batch", "Loss", "Sample", "Stage"]
 
 
 class Stage(Protocol):

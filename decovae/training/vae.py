@@ -38,6 +38,7 @@ class VAEStage:
     def __init__(self, config: VAEConfig, runtime: Runtime) -> None:
         self.config = config
         self.runtime = runtime
+        runtime.fill_caches(lambda: (open_volumes(config), VAEObjective(config.loss)))
         self.volumes = open_volumes(config)
         subjects = len({record.subject for record in self.volumes.records})
         held_out = min(config.data.validation_limit, max(1, round(config.data.validation_fraction * subjects)))
@@ -48,10 +49,8 @@ class VAEStage:
         compiled = config.compile == "on" or (config.compile == "auto" and runtime.device.type == "cuda")
         torch.manual_seed(config.seed)
         self.autoencoder = Autoencoder(config.model)
-        self.autoencoder.start_latent(
-            log_variance=config.initial_log_variance, orthogonal=config.initial_orthogonal
-        )
-        prepare_module(self.autoencoder, runtime, compiled=compiled)
+        self.autoencoder.start_latent(log_variance=config.initial_log_variance, orthogonal=config.initial_orthogonal)
+        prepare_module(self.autoencoder, runtime, compiled=compiled, recompute=config.recompute)
         self.networks["autoencoder"] = self.autoencoder
         self.discriminators: nn.Module | None = None
         if config.loss.adversarial:
@@ -166,7 +165,7 @@ def open_volumes(config: VAEConfig) -> Volumes:
     """The volumes that ``--data.root`` names, or the template cohort, all of them checked."""
     data = config.data
     if data.root is None:
-        return open_cohort(data.cohort_size, seed=config.seed, shape=data.grid)
+        return open_cohort(data.cohort_size, seed=config.seed, shape=data.cohort_shape)
     return open_nifti(data.root, patch=data.patch)
 
 

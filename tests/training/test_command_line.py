@@ -84,6 +84,7 @@ def test_unusable_arguments_are_named_in_one_line(arguments: list[str], words: l
         "--data.grid 64 70 64",
         "--data.patch 30 32 32",
         "--data.patch 0 32 32",
+        "--data.cohort-shape 16 72 64",
         "--data.patch 128 32 32",
         "--data.patch 16 16 16",
         "--data.validation-fraction 1",

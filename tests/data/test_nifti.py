@@ -1,0 +1,96 @@
+"""NIfTI files of every kind give the same voxels in RAS axes, without a conversion of the whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from decovae.data.nifti import open_nifti, read_nifti
+from decovae.data.patches import load_volume
+from tests.data.files import ORIENTATIONS, noise, write, write_integers
+
+PATCH = (4, 4, 4)
+
+
+def scaled(values: np.ndarray) -> np.ndarray:
+    low, high = np.percentile(values, (0, 99.5))
+    return (values - low) / (high - low)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("axes", ORIENTATIONS)
+def test_any_orientation_reads_as_ras(tmp_path: Path, axes: str, suffix: str) -> None:
+    volume = noise()
+    path = write(tmp_path / f"scan{suffix}", volume, axes=axes)
+    assert nib.aff2axcodes(nib.load(path).affine) == tuple(axes)
+    volumes = open_nifti(tmp_path, patch=PATCH)
+    np.testing.assert_array_equal(volumes.read(0), volume)
+    assert volumes.records[0].shape == volume.shape
+    assert volumes.records[0].source == str(path)
+
+
+def test_agrees_with_nibabel_on_an_oblique_scan(tmp_path: Path) -> None:
+    turn = nib.eulerangles.euler2mat(z=0.3, y=2.0, x=-0.4)
+    path = write(tmp_path / "scan.nii.gz", noise(), affine=nib.affines.from_matvec(turn * 1.2, (3, 4, 5)))
+    expected = nib.as_closest_canonical(nib.load(path)).get_fdata(dtype=np.float32)
+    np.testing.assert_array_equal(open_nifti(tmp_path, patch=PATCH).read(0), expected)
+
+
+@pytest.mark.parametrize("slope", [0.5, -3.0])
+@pytest.mark.parametrize("axes", ["RAS", "PIR"])
+def test_slope_and_intercept_do_not_change_what_is_trained_on(tmp_path: Path, slope: float, axes: str) -> None:
+    stored = (noise() * 10).astype(np.int16)
+    path = write_integers(tmp_path / "scan.nii", stored, slope=slope, intercept=-70.0, axes=axes)
+    real = nib.as_closest_canonical(nib.load(path)).get_fdata()
+    np.testing.assert_allclose(real, stored * slope - 70.0)
+    volumes = open_nifti(tmp_path, patch=PATCH)
+    assert volumes.read(0).dtype == np.int16, "nothing is converted before the crop"
+    np.testing.assert_allclose(load_volume(volumes, 0, stored.shape)[0], scaled(real), atol=1e-5)
+
+
+def test_scaling_maps_the_percentiles_to_0_and_1_and_does_not_clip(tmp_path: Path) -> None:
+    volume = noise((20, 20, 20))
+    write(tmp_path / "scan.nii", volume)
+    volumes = open_nifti(tmp_path, patch=PATCH)
+    image = load_volume(volumes, 0, volume.shape)
+    assert image.shape == (1, 20, 20, 20)
+    assert image.dtype == torch.float32
+    assert image.min() == 0
+    assert image.max() > 1
+    assert torch.quantile(image, 0.995).item() == pytest.approx(1, abs=1e-5)
+
+
+def test_uncompressed_files_are_mapped_not_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "scan.nii", noise(), axes="LPS")
+    base = read_nifti(path)[0]
+    while base.base is not None and not isinstance(base, np.memmap):
+        base = base.base
+    assert isinstance(base, np.memmap)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", ">i2", "<u2", ">f4", "<f8"])
+def test_stored_types_and_byte_orders(tmp_path: Path, dtype: str) -> None:
+    volume = noise().astype(dtype)
+    header = nib.Nifti1Header(endianness=dtype[0] if dtype[0] in "<>" else "<")
+    header.set_data_dtype(volume.dtype)
+    nib.Nifti1Image(volume, np.eye(4), header).to_filename(tmp_path / "scan.nii.gz")
+    np.testing.assert_array_equal(open_nifti(tmp_path, patch=PATCH).read(0), volume)
+
+
+def test_nifti_2_and_a_trailing_axis_of_one(tmp_path: Path) -> None:
+    volume = noise()
+    write(tmp_path / "a.nii", volume, kind=nib.Nifti2Image)
+    nib.Nifti1Image(volume[..., None], np.eye(4)).to_filename(tmp_path / "b.nii.gz")
+    volumes = open_nifti(tmp_path, patch=PATCH)
+    for index in range(2):
+        np.testing.assert_array_equal(volumes.read(index), volume)
+
+
+def test_a_gzipped_file_named_nii_is_read(tmp_path: Path) -> None:
+    volume = noise()
+    write(tmp_path / "scan.nii.gz", volume).rename(tmp_path / "scan.nii")
+    np.testing.assert_array_equal(open_nifti(tmp_path, patch=PATCH).read(0), volume)

@@ -1,0 +1,81 @@
+"""A crop is resampled from what it covers, and is the same as a crop of the whole resampled."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from decovae.data.resample import axis_weights, resample_crop
+from tests.data.files import noise
+
+sizes = st.tuples(*[st.integers(1, 20)] * 3)
+
+
+def whole(volume: np.ndarray, grid: tuple[int, int, int]) -> torch.Tensor:
+    return resample_crop(volume, grid=grid, corner=(0, 0, 0), size=grid)
+
+
+@given(sizes, sizes, st.data())
+@settings(max_examples=60, deadline=None)
+def test_crop_equals_crop_of_the_whole(source: tuple, grid: tuple, data: st.DataObject) -> None:
+    volume = noise(source)
+    corner = tuple(data.draw(st.integers(0, size - 1)) for size in grid)
+    size = tuple(data.draw(st.integers(1, room - start)) for room, start in zip(grid, corner, strict=True))
+    crop = resample_crop(volume, grid=grid, corner=corner, size=size)
+    where = tuple(slice(start, start + count) for start, count in zip(corner, size, strict=True))
+    torch.testing.assert_close(crop, whole(volume, grid)[where], rtol=1e-5, atol=1e-4)
+
+
+@given(sizes, st.tuples(*[st.integers(0, 20)] * 3))
+@settings(max_examples=30, deadline=None)
+def test_enlarging_is_trilinear_interpolation(source: tuple, growth: tuple) -> None:
+    volume = noise(source)
+    grid = tuple(size + more for size, more in zip(source, growth, strict=True))
+    expected = F.interpolate(torch.from_numpy(volume)[None, None].double(), grid, mode="trilinear")[0, 0]
+    torch.testing.assert_close(whole(volume, grid).double(), expected, rtol=1e-5, atol=1e-3)
+
+
+@given(st.integers(1, 60), st.integers(1, 60))
+@settings(max_examples=60, deadline=None)
+def test_shrinking_is_antialiased_as_in_torch(source: int, target: int) -> None:
+    line = torch.from_numpy(noise((1, source))).double()
+    expected = F.interpolate(line[None, None], (1, target), mode="bilinear", antialias=True)[0, 0, 0]
+    touched, weights = axis_weights(source, target, 0, target)
+    torch.testing.assert_close(torch.from_numpy(weights) @ line[0, touched], expected, rtol=1e-5, atol=1e-4)
+
+
+def test_same_grid_copies_the_voxels() -> None:
+    volume = noise()
+    assert torch.equal(whole(volume, volume.shape), torch.from_numpy(volume))
+
+
+def test_result_does_not_depend_on_memory_layout() -> None:
+    volume = noise((13, 9, 11))
+    turned = np.asfortranarray(volume[::-1])[::-1]
+    assert turned.strides != volume.strides
+    assert torch.equal(whole(turned, (7, 15, 11)), whole(volume, (7, 15, 11)))
+
+
+def test_voxels_away_from_the_crop_are_not_touched() -> None:
+    volume = noise((40, 40, 40))
+    volume[24:] = np.nan
+    crop = resample_crop(volume, grid=(20, 20, 20), corner=(0, 0, 0), size=(10, 20, 20))
+    assert crop.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", ">i2", "int32", "float64", ">f4"])
+def test_scaling_is_exact_for_every_stored_type(dtype: str) -> None:
+    volume = np.linspace(0, 100, 6 * 7 * 8).reshape(6, 7, 8).astype(dtype)
+    scaled = resample_crop(volume, grid=volume.shape, corner=(0, 0, 0), size=volume.shape, low=10, high=60)
+    assert scaled.dtype == torch.float32
+    np.testing.assert_allclose(scaled.numpy(), (volume.astype(np.float64) - 10) / 50, atol=1e-6)
+
+
+def test_large_offsets_keep_their_contrast() -> None:
+    volume = 1e9 + np.arange(27, dtype=np.float64).reshape(3, 3, 3)
+    scaled = resample_crop(volume, grid=(3, 3, 3), corner=(0, 0, 0), size=(3, 3, 3), low=1e9, high=1e9 + 26)
+    np.testing.assert_allclose(scaled.numpy().ravel(), np.arange(27) / 26, atol=1e-6)

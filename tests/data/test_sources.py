@@ -1,0 +1,102 @@
+"""Which files are found, whose they are, in which order."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePath
+
+import pytest
+
+from decovae.data.sources import find_volumes, subject_of
+from decovae.errors import InputError
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def found(root: Path) -> list[tuple[str, str]]:
+    folder = root if root.is_dir() else root.parent
+    return [(subject, path.relative_to(folder).as_posix()) for subject, path in find_volumes(root)]
+
+
+@pytest.mark.parametrize(
+    ("path", "subject"),
+    [
+        ("sub-07/ses-1/anat/sub-07_ses-1_T1w.nii.gz", "sub-07"),
+        ("ses-1/sub-A1b_T1w.nii", "sub-A1b"),
+        ("sub-0003.nii.gz", "sub-0003"),
+        ("scans/patient 4.nii.gz", "patient 4"),
+        ("scans/B.NII", "B"),
+        ("Größe.nii.gz", "Größe"),
+        ("sub-01-draft/x.y.nii", "x.y"),
+    ],
+)
+def test_subject_is_the_bids_name_or_the_bare_name(path: str, subject: str) -> None:
+    assert subject_of(PurePath(path)) == subject
+
+
+def test_a_folder_is_searched_to_the_bottom_in_order_of_subject(tmp_path: Path) -> None:
+    touch(tmp_path, "z/sub-02/b.nii", "a/sub-02/b.nii.gz", "y/sub-01.nii.gz", "x/sub-01.txt", "x/._sub-03.nii", "c.nii")
+    assert found(tmp_path) == [
+        ("c", "c.nii"),
+        ("sub-01", "y/sub-01.nii.gz"),
+        ("sub-02", "a/sub-02/b.nii.gz"),
+        ("sub-02", "z/sub-02/b.nii"),
+    ]
+
+
+def test_links_are_followed_once_and_loops_end(tmp_path: Path) -> None:
+    touch(tmp_path, "data/site/sub-01.nii", "elsewhere/sub-02.nii")
+    (tmp_path / "data/site/loop").symlink_to(tmp_path / "data", target_is_directory=True)
+    (tmp_path / "data/self").symlink_to("self")
+    (tmp_path / "data/linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "data/twice").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert found(tmp_path / "data") == [("sub-01", "site/sub-01.nii"), ("sub-02", "linked/sub-02.nii")]
+
+
+def test_a_folder_above_the_root_names_no_subject(tmp_path: Path) -> None:
+    touch(tmp_path, "sub-99/data/scan.nii")
+    assert found(tmp_path / "sub-99" / "data") == [("scan", "scan.nii")]
+
+
+def test_manifest_paths_are_relative_to_it_and_may_be_absolute(tmp_path: Path) -> None:
+    touch(tmp_path, "lists/near/sub-2.nii", "far/scan.nii.gz")
+    manifest = tmp_path / "lists" / "cohort.csv"
+    manifest.write_text(f"age, path ,subject\n50,near/sub-2.nii,\n60,{tmp_path}/far/scan.nii.gz,anna\n\n", "utf-8-sig")
+    assert [(subject, path.resolve()) for subject, path in find_volumes(manifest)] == [
+        ("anna", tmp_path / "far/scan.nii.gz"),
+        ("sub-2", tmp_path / "lists/near/sub-2.nii"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("file,subject\na.nii,1\n", "has no column 'path'; it has file, subject"),
+        ("", "has no column 'path'; it has none"),
+        ("path\n", "lists no volumes"),
+        ("path,subject\n,1\n", "has no path in line 2"),
+        ("subject,path\n1\n", "has no path in line 2"),
+        ("path\na.nii\nb.nii\nc.nii\n", r"b\.nii in line 3, which does not exist \(1 more of its files are missing\)"),
+        (b"path\n\xff\xfe\n", "cannot be read as CSV"),
+    ],
+)
+def test_bad_manifest_is_named(tmp_path: Path, content: str | bytes, expected: str) -> None:
+    touch(tmp_path, "a.nii")
+    manifest = tmp_path / "cohort.csv"
+    manifest.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=rf"cohort\.csv.*{expected}"):
+        find_volumes(manifest)
+
+
+def test_roots_without_volumes_are_named(tmp_path: Path) -> None:
+    touch(tmp_path, "empty/readme.txt", "scan.nii")
+    with pytest.raises(InputError, match=r"no \.nii or \.nii\.gz file anywhere below .*empty"):
+        find_volumes(tmp_path / "empty")
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        find_volumes(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"scan\.nii is neither a folder"):
+        find_volumes(tmp_path / "scan.nii")
