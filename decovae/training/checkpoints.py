@@ -92,7 +92,7 @@ class Checkpoints:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 load(state, checkpoint_id=entry)
-        except Exception as error:  # what the storage, the planner and the pickles raise has no common base
+        except (Exception, CheckpointException) as error:  # the latter is no Exception; nothing else is common
             raise InputError(
                 f"{entry}: cannot be resumed from ({_last_line(error)}); remove it to go on from the one before it."
             ) from error

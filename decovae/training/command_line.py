@@ -63,16 +63,14 @@ def fail(error: Exception, exit_code: int) -> int:
 
 
 def _sentence(box: str) -> str:
-    """The message inside the frame that tyro draws around it."""
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
-    message = []
-    for line in lines:
-        if not line.startswith("│"):
-            continue
+    """The message between the title and the first rule of what tyro draws, with box characters or without."""
+    message: list[str] = []
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:]:
         text = line.strip("│ ")
-        if set(text) <= {"─"}:
+        if not set(text) <= set("─-╰╯"):
+            message.append(text)
+        elif message:
             break
-        message.append(text)
     return " ".join(message).rstrip(".") + "; see --help."
 
 

@@ -21,9 +21,9 @@ def prepare_module(module: nn.Module, runtime: Runtime, *, compiled: bool, recom
 
     ``recompute`` keeps only the input of each block of a cascade for backward, which runs the block's forward again.
 
-    Convolutions are fastest channels-last on CUDA and contiguous on the CPU. Sharding takes contiguous weights only.
+    Convolutions are fastest channels-last; sharding takes contiguous weights only.
     """
-    if runtime.device.type == "cuda" and runtime.world == 1:
+    if runtime.world == 1:
         for parameter in module.parameters():
             if parameter.ndim in (4, 5):
                 layout = torch.channels_last if parameter.ndim == 4 else torch.channels_last_3d

@@ -1,0 +1,63 @@
+"""What is applied to a network from outside changes how it is computed, not what."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from decovae.models.autoencoder import Autoencoder, AutoencoderConfig
+from decovae.training.parallel import prepare_module
+from decovae.training.runtime import Runtime
+
+CONFIG = AutoencoderConfig(channels=(4, 8), residual_blocks=1, groups=2)
+NO_COMPILER = not any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+
+
+def outputs_and_gradients(model: Autoencoder) -> list[torch.Tensor]:
+    torch.manual_seed(1)
+    image = torch.rand(2, 1, 8, 12, 8)
+    reconstruction, mu, log_variance = model(image)
+    ((reconstruction - image).abs().mean() + mu.square().mean() + log_variance.mean()).backward()
+    return [reconstruction, mu, log_variance, *(p.grad for p in model.parameters())]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compiled": False, "recompute": False},
+        {"compiled": False, "recompute": True},
+        pytest.param(
+            {"compiled": True, "recompute": True},
+            marks=pytest.mark.skipif(NO_COMPILER, reason="torch.compile needs a C++ compiler on the CPU"),
+        ),
+    ],
+)
+def test_layout_recomputation_and_compilation_keep_outputs_and_gradients(options: dict[str, bool]) -> None:
+    torch.manual_seed(0)
+    plain, prepared = Autoencoder(CONFIG), Autoencoder(CONFIG)
+    prepared.load_state_dict(plain.state_dict())
+    keys = list(plain.state_dict())
+    prepare_module(prepared, Runtime(torch.device("cpu")), **options)
+    assert list(prepared.state_dict()) == keys
+    for mine, expected in zip(outputs_and_gradients(prepared), outputs_and_gradients(plain), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_recomputation_saves_less_for_backward() -> None:
+    def saved_bytes(recompute: bool) -> int:
+        model = Autoencoder(CONFIG)
+        prepare_module(model, Runtime(torch.device("cpu")), compiled=False, recompute=recompute)
+        kept: dict[int, torch.UntypedStorage] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            outputs = model(torch.rand(2, 1, 16, 16, 16))
+        assert outputs[0].requires_grad
+        return sum(storage.nbytes() for storage in kept.values())
+
+    assert saved_bytes(True) < 0.5 * saved_bytes(False)
