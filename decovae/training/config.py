@@ -32,6 +32,9 @@ class DataConfig:
     """Voxels of a training patch."""
     batch_size: int = 2
     """Patches a process sees at once."""
+    seed: int = 0
+    """Seed of the template cohort and of the split into training and validation; apart from the run's, so that runs of
+    different seeds see the same data."""
     cohort_size: int = 64
     """Subjects of the template cohort."""
     cohort_shape: tuple[int, int, int] = (182, 218, 182)
@@ -79,7 +82,7 @@ class RunConfig:
     steps: int = 100_000
     """Training steps."""
     seed: int = 42
-    """Seed of weights, order, crops, augmentation and noise."""
+    """Seed of weights, order of samples, crops, augmentation and noise."""
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     validate_every: int = 1_000
@@ -127,11 +130,10 @@ PAPER = VAEConfig(preset="paper")
 
 QUICKSTART = VAEConfig(
     preset="quickstart",
-    steps=500,
-    recompute=False,
+    steps=700,
     data=DataConfig(
         grid=(64, 72, 64),
-        patch=(32, 32, 32),
+        patch=(32, 40, 32),
         cohort_size=24,
         cohort_shape=(64, 72, 64),
         validation_fraction=0.125,
@@ -139,7 +141,7 @@ QUICKSTART = VAEConfig(
         workers=0,
     ),
     optimizer=OptimizerConfig(learning_rate=2e-3, discriminator_learning_rate=2e-4, warmup_steps=20, ema_decay=0.98),
-    model=AutoencoderConfig(channels=(16, 32, 64), residual_blocks=1, groups=8),
+    model=AutoencoderConfig(channels=(8, 16, 32), residual_blocks=1, groups=4),
     initial_log_variance=-6.0,
     initial_orthogonal=True,
     # In so few steps L1 has to do most of the work: random features count little, the adversaries join late.
@@ -149,14 +151,15 @@ QUICKSTART = VAEConfig(
         slice_fraction=0.1,
         adversarial_slices=0.01,
         adversarial_volume=0.01,
-        adversarial_warmup=300,
+        adversarial_warmup=500,
     ),
     validate_every=100,
     checkpoint_every=100,
+    recompute=False,
 )
 
 VAE_PRESETS: dict[str, tuple[str, VAEConfig]] = {
-    "quickstart": ("A small autoencoder on 32³ patches: minutes on a laptop, no network.", QUICKSTART),
+    "quickstart": ("A small autoencoder on the template cohort: minutes on a laptop, no network.", QUICKSTART),
     "paper": ("The paper's run: MAISI's autoencoder, 96³ patches, 100,000 steps.", PAPER),
 }
 
@@ -184,6 +187,7 @@ def check(config: VAEConfig) -> None:
     }
     not_negative: dict[str, float] = {
         "--seed": config.seed,
+        "--data.seed": config.data.seed,
         "--data.workers": config.data.workers,
         "--optimizer.learning-rate": config.optimizer.learning_rate,
         "--optimizer.clip-norm": config.optimizer.clip_norm,

@@ -42,7 +42,9 @@ class VAEStage:
         self.volumes = open_volumes(config)
         subjects = len({record.subject for record in self.volumes.records})
         held_out = min(config.data.validation_limit, max(1, round(config.data.validation_fraction * subjects)))
-        self.training, self.validation = split_subjects(self.volumes.records, validation=held_out, seed=config.seed)
+        self.training, self.validation = split_subjects(
+            self.volumes.records, validation=held_out, seed=config.data.seed
+        )
         self.objective = VAEObjective(config.loss, deco=config.deco, group=runtime.group).to(runtime.device)
         self.networks: dict[str, nn.Module] = {}
         self.learning_rates = {"autoencoder": config.optimizer.learning_rate}
@@ -165,7 +167,7 @@ def open_volumes(config: VAEConfig) -> Volumes:
     """The volumes that ``--data.root`` names, or the template cohort, all of them checked."""
     data = config.data
     if data.root is None:
-        return open_cohort(data.cohort_size, seed=config.seed, shape=data.cohort_shape)
+        return open_cohort(data.cohort_size, seed=data.seed, shape=data.cohort_shape)
     return open_nifti(data.root, patch=data.patch)
 
 

@@ -165,7 +165,7 @@ def test_a_folder_of_files_gives_the_run_on_the_cohort(finished: Path, tmp_path:
     """The cohort's subjects on disk, each in another orientation, are the cohort."""
     shape = (32, 36, 32)
     for index, codes in enumerate(("RAS", "LPS", "PIR", "ASL", "IRP")):
-        volume = cohort_subject(index, seed=42, shape=shape)
+        volume = cohort_subject(index, seed=0, shape=shape)
         image = nib.Nifti1Image(volume, cohort_affine(shape))
         transform = nib.orientations.ornt_transform(
             nib.orientations.io_orientation(image.affine), nib.orientations.axcodes2ornt(codes)
