@@ -29,7 +29,9 @@ def ssim(reconstruction: Tensor, volume: Tensor) -> float:
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    value = structural_similarity_index_measure(_clipped(reconstruction), _clipped(volume), data_range=1.0)
+    # In float64, which neither autocast nor TF32 touches: the variances behind it are differences of large numbers.
+    pair = _clipped(reconstruction).double(), _clipped(volume).double()
+    value = structural_similarity_index_measure(*pair, data_range=1.0)
     assert isinstance(value, Tensor)
     return float(value)
 
@@ -53,7 +55,8 @@ def lpips(reconstruction: Tensor, volume: Tensor, network: PerceptualLoss, *, ev
     for axis in (2, 3, 4):
         first, second = (image.movedim(axis, 1).flatten(0, 1)[every // 2 :: every] for image in pair)
         planes.append((first, second))
-    return float(network(planes)) / len(planes)
+    with torch.autocast(volume.device.type, enabled=False):
+        return float(network(planes)) / len(planes)
 
 
 def _clipped(image: Tensor) -> Tensor:

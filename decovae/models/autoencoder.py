@@ -140,5 +140,8 @@ class Autoencoder(nn.Module):
             sample: decode z = μ + σ·ε with fresh ε ~ N(0, I) (training) instead of μ (evaluation).
         """
         mu, log_variance = self.encode(image)
-        latent = mu + (0.5 * log_variance).exp() * torch.randn_like(mu) if sample else mu
-        return self.decode(latent), mu, log_variance
+        if not sample:
+            return self.decode(mu), mu, log_variance
+        # Not randn_like, which draws in the order of memory: the noise must not depend on the layout.
+        epsilon = torch.randn(mu.shape, dtype=mu.dtype, device=mu.device)
+        return self.decode(mu + (0.5 * log_variance).exp() * epsilon), mu, log_variance

@@ -54,7 +54,10 @@ def load_autoencoder(path: str | Path) -> Autoencoder:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], AutoencoderConfig | None]:
-    from safetensors import SafetensorError, safe_open
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ModuleNotFoundError as error:
+        raise InputError(f"{path}: reading it needs safetensors; pip install 'decovae[train]'.") from error
 
     try:
         with safe_open(path, framework="pt") as file:

@@ -48,8 +48,14 @@ class Checkpoints:
     def _state(self) -> dict[str, Any]:
         state: dict[str, Any] = {"step": 0, "position": 0}
         for name, module in self.modules.items():
-            weights, optimizer = get_state_dict(module, self.optimizers[name])
-            state[name] = {"weights": weights, "optimizer": optimizer}
+            optimizer = self.optimizers[name]
+            untouched = not optimizer.state
+            weights, moments = get_state_dict(module, optimizer)
+            if untouched:
+                # To have a state to show, torch made a step at learning rate 0, which a real first step must not count.
+                for parameter_state in optimizer.state.values():
+                    parameter_state["step"].zero_()
+            state[name] = {"weights": weights, "optimizer": moments}
             if name in self.averages:
                 state[name]["average"] = self.averages[name].averages
         return state

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import tyro
 
-from decovae.errors import InputError
+from decovae.errors import InputError, RunError
 
 Config = TypeVar("Config")
 
@@ -55,10 +55,15 @@ def parse(presets: Mapping[str, tuple[str, Config]], arguments: Sequence[str], *
     return config
 
 
-def fail(error: Exception, exit_code: int) -> int:
-    """Print the error's sentence, once however many processes there are; returns ``exit_code``."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        print(f"error: {error}", file=sys.stderr)
+def fail(error: InputError | RunError, exit_code: int) -> int:
+    """Print the error's sentence, once for all processes where all have it; returns ``exit_code``."""
+    rank = int(os.environ.get("RANK", "0"))
+    # A loader process sends its traceback along, the sentence last and behind the error's type.
+    sentence = re.sub(r"^[\w.]+Error: ", "", str(error).strip().splitlines()[-1])
+    if rank == 0:
+        print(f"error: {sentence}", file=sys.stderr)
+    elif not error.on_all_processes:
+        print(f"error of process {rank}: {sentence}", file=sys.stderr)
     return exit_code
 
 

@@ -11,12 +11,13 @@ import tyro
 from decovae.data.augmentation import AugmentationConfig
 from decovae.errors import InputError
 from decovae.losses.objective import Decorrelation, LossConfig
+from decovae.losses.perceptual import NONE
 from decovae.models.autoencoder import AutoencoderConfig
 
 Switch = Literal["auto", "on", "off"]
 
 SMALLEST_PATCH = 24
-"""Voxels an axis below which the discriminators' last instance norm has a single value to look at."""
+"""Voxels an axis below which the discriminators' last instance norm, or SqueezeNet, has nothing left to look at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +191,11 @@ def check(config: VAEConfig) -> None:
         "--data.seed": config.data.seed,
         "--data.workers": config.data.workers,
         "--optimizer.learning-rate": config.optimizer.learning_rate,
+        "--optimizer.discriminator-learning-rate": config.optimizer.discriminator_learning_rate,
+        "--optimizer.weight-decay": config.optimizer.weight_decay,
+        "--optimizer.eps": config.optimizer.eps,
+        "--optimizer.warmup-steps": config.optimizer.warmup_steps,
+        "--loss.adversarial-warmup": config.loss.adversarial_warmup,
         "--optimizer.clip-norm": config.optimizer.clip_norm,
         "--loss.l1": config.loss.l1,
         "--loss.kl": config.loss.kl,
@@ -225,6 +231,10 @@ def check(config: VAEConfig) -> None:
         raise InputError(f"--loss.gamma {config.loss.gamma}: must be above 0.")
     if not 0 < config.loss.slice_fraction <= 1:
         raise InputError(f"--loss.slice-fraction {config.loss.slice_fraction}: must be above 0 and at most 1.")
+    if not config.model.channels or min(config.model.channels) < 1:
+        raise InputError(f"--model.channels {_spaced(config.model.channels)}: give a positive number for each level.")
+    if config.model.image_channels != 1:
+        raise InputError(f"--model.image-channels {config.model.image_channels}: volumes have 1.")
     if any(width % config.model.groups for width in config.model.channels):
         raise InputError(
             f"--model.groups {config.model.groups}: must divide every one of --model.channels "
@@ -234,10 +244,11 @@ def check(config: VAEConfig) -> None:
         raise InputError(
             "--loss.l1 0: with the perceptual and adversarial terms off nothing asks for a reconstruction."
         )
-    if min(config.data.patch) < SMALLEST_PATCH and config.loss.adversarial:
+    looks_at_slices = config.loss.perceptual > 0 and config.loss.perceptual_network != NONE
+    if min(config.data.patch) < SMALLEST_PATCH and (config.loss.adversarial or looks_at_slices):
         raise InputError(
-            f"--data.patch {_spaced(config.data.patch)}: the discriminators need {SMALLEST_PATCH} voxels an axis; "
-            "enlarge it, or set --loss.adversarial-slices 0 --loss.adversarial-volume 0."
+            f"--data.patch {_spaced(config.data.patch)}: discriminators and perceptual features need {SMALLEST_PATCH} "
+            "voxels an axis; enlarge it, or set their weights (--loss.adversarial-*, --loss.perceptual) to 0."
         )
 
 

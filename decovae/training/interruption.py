@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -28,8 +29,12 @@ class StopRequest:
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Note SIGINT and SIGTERM instead of dying of them; a second one acts as it would have without this."""
+def stop_requests(*, announce: bool) -> Iterator[StopRequest]:
+    """Note SIGINT and SIGTERM instead of dying of them; a second one acts as it would have without this.
+
+    Args:
+        announce: say on standard error that the first one was noted.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request  # only a main thread may set handlers
@@ -38,6 +43,9 @@ def stop_requests() -> Iterator[StopRequest]:
 
     def note(number: int, _: FrameType | None) -> None:
         request.signal_number = number
+        if announce:
+            # Straight to the file: a handler may run in the middle of anything else that prints.
+            os.write(2, b"\nStopping after this step, with a checkpoint; once more stops at once.\n")
         for noted, handler in previous.items():
             signal.signal(noted, handler)
 

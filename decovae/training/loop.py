@@ -38,7 +38,7 @@ def train(stage: Stage, config: RunConfig, runtime: Runtime, folder: Path) -> li
         RunError: if a loss stops being finite.
         InputError: if the newest checkpoint cannot be read.
     """
-    with stop_requests() as request:
+    with stop_requests(announce=runtime.main) as request:
         return _Training(stage, config, runtime, folder, request).run()
 
 
@@ -77,16 +77,17 @@ class _Training:
 
     def run(self) -> list[dict[str, Any]]:
         config, runtime = self.config, self.runtime
-        entry = self.checkpoints.newest()
+        entry = runtime.on_main(self.checkpoints.newest)
         if entry is not None:
             self.step, self.position = self.checkpoints.load(entry)
-        self.log = MetricsLog(self.folder, step=self.step) if runtime.main else None
+        self.log = MetricsLog(self.folder, step=self.step if entry else None) if runtime.main else None
         with Progress(config.steps, self.step, visible=runtime.main) as self.progress:
             try:
-                if self.step == 0:
-                    self._validate()
-                elif self.step < config.steps:
+                if entry is not None:
                     self.progress.say(f"resumed at step {self.step}")
+                # Before the first step, and where a stop came between a step and its validation.
+                if self._is_due(config.validate_every) and self.step not in self._validated_steps():
+                    self._validate()
                 if self.step < config.steps:
                     self._train()
                 self._export()
@@ -105,24 +106,26 @@ class _Training:
             self.step += 1
             self.position += a_step_s_samples
             counted += 1
-            last = self.step == config.steps
-            logs = last or self.step % config.log_every == 0
-            validates = last or self.step % config.validate_every == 0
-            checkpoints = last or self.step % config.checkpoint_every == 0
-            # Asking all processes costs a synchronisation: on a GPU only at steps that have one anyway.
-            stops = (logs or self.runtime.world == 1) and self.runtime.any(bool(self.request))
-            if logs or validates or checkpoints or stops:
+            stops = self.runtime.any(bool(self.request))
+            validates, saves = self._is_due(config.validate_every), self._is_due(config.checkpoint_every)
+            pauses = stops or validates or saves or self._is_due(config.log_every)
+            if pauses:
                 seconds = (time.perf_counter() - since) / counted
                 self._log(terms, seconds, a_step_s_samples / seconds)
+            if stops:  # at once: whoever asked may not wait for a validation
+                self.checkpoints.save(self.step, self.position)
+                raise Interrupted(self._stop_signal(), self.step)
             if validates:
                 self._validate()
-            if checkpoints or stops:
+            if saves:
                 self.checkpoints.save(self.step, self.position)
-            if stops and not last:
-                raise Interrupted(self._stop_signal(), self.step)
-            if logs or validates or checkpoints:
+            if pauses:
                 since, counted = time.perf_counter(), 0
             self.progress.advance()
+
+    def _is_due(self, every: int) -> bool:
+        """Whether what happens ``every`` so many steps, and after the last, happens at this one."""
+        return self.step == self.config.steps or self.step % every == 0
 
     def _one_step(self, batches: Any) -> dict[str, Tensor]:
         """One update of every network; the terms of the losses, averaged over the accumulated batches."""
@@ -183,15 +186,17 @@ class _Training:
         with contextlib.ExitStack() as stack:
             for average in self.averages.values():
                 stack.enter_context(average.in_place())
-            stack.enter_context(self.autocast)
             stack.enter_context(torch.no_grad())
-            figures = self.stage.validate(self.step, self.folder)
+            figures = self.stage.validate(self.step, self.folder, self.autocast)
         if self.log is not None:
             self.log.write(self.step, {f"validation/{name}": value for name, value in figures.items()})
         shown = {name: value for name, value in figures.items() if isinstance(value, float)}
         self.progress.say(
             f"step {self.step}: validation " + "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         )
+
+    def _validated_steps(self) -> set[int]:
+        return {validation["step"] for validation in self._validations()}
 
     def _validations(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []

@@ -29,8 +29,8 @@ def train_vae(arguments: Sequence[str]) -> int:
         return fail(error, 2)
     except RunError as error:
         return fail(error, 1)
-    except KeyboardInterrupt:  # while training, Ctrl-C is noted and a checkpoint written; here there is nothing to keep
-        return fail(RunError("interrupted before training began."), 130)
+    except KeyboardInterrupt:  # before training, or for the second time
+        return fail(RunError("stopped at once; a run that had begun continues from its last checkpoint."), 130)
 
 
 def _run(config: VAEConfig, runtime: Runtime) -> int:
@@ -39,14 +39,17 @@ def _run(config: VAEConfig, runtime: Runtime) -> int:
     from decovae.training.vae import VAEStage
 
     folder = config.folder
-    check_folder(folder, config)
-    if (summary := read_summary(folder)) is not None:
+    runtime.on_main(lambda: check_folder(folder, config))
+    summary = runtime.on_main(lambda: read_summary(folder))
+    if summary is not None:
         if runtime.main:
             print(f"{folder}: this run is finished.")
             print_summary(folder, summary)
         return 0
     stage = VAEStage(config, runtime)
     runtime.on_main(lambda: create_folder(folder, config))
+    if not all(runtime.gather(folder.is_dir())):
+        raise InputError(f"--out {folder}: not every node sees it; give a folder on storage that all nodes share.")
     try:
         validations = train(stage, config, runtime, folder)
     except Interrupted as stop:

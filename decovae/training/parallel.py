@@ -15,6 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from decovae.models.blocks import Cascade, Named
 from decovae.training.runtime import Runtime
 
+COMPILED_VARIANTS = 128
+"""Variants of blocks to keep compiled at once."""
+
 
 def prepare_module(module: nn.Module, runtime: Runtime, *, compiled: bool, recompute: bool = False) -> None:
     """Move a network to its device and layout, compile its blocks, and shard it where there are several processes.
@@ -35,6 +38,9 @@ def prepare_module(module: nn.Module, runtime: Runtime, *, compiled: bool, recom
             for block in cascade.blocks:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     if compiled:
+        # All blocks share the cache of one code object, with an entry for each kind, size, and mode of gradients; past
+        # the limit they would silently run uncompiled.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VARIANTS)
         blocks = [block for cascade in cascades for block in cascade.blocks]
         others = [child for child in module.children() if not isinstance(child, Cascade | Named)]
         for block in blocks + others:
@@ -43,7 +49,9 @@ def prepare_module(module: nn.Module, runtime: Runtime, *, compiled: bool, recom
         mesh = init_device_mesh(runtime.device.type, (runtime.world,))
         for cascade in cascades:
             fully_shard(cascade, mesh=mesh)
-        fully_shard(module, mesh=mesh)
+        # By default a root keeps its weights gathered after a forward without backward, a validation's: whoever then
+        # reads or writes the weights would find them in two forms.
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
 @contextmanager

@@ -42,14 +42,16 @@ def check_folder(folder: Path, config: RunConfig) -> None:
         InputError: if the folder holds another configuration's run or other files.
     """
     path = folder / "config.yaml"
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out {folder}: is a file; give a folder.")
-    if not path.exists():
-        if folder.is_dir() and any(entry.suffix != ".partial" for entry in folder.iterdir()):
-            raise InputError(f"--out {folder}: holds files but no run; give an empty or a new folder.")
-        return
     try:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--out {folder}: is a file; give a folder.")
+        if not path.exists():
+            if folder.is_dir() and any(entry.suffix != ".partial" for entry in folder.iterdir()):
+                raise InputError(f"--out {folder}: holds files but no run; give an empty or a new folder.")
+            return
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--out {folder}: cannot be read ({error.strerror}); give another folder.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is not readable YAML; remove the run or give another --out.") from error
     before = dict(_leaves(found)) if isinstance(found, dict) else {}
@@ -78,28 +80,39 @@ def create_folder(folder: Path, config: RunConfig) -> None:
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """The summary of a finished run, or None."""
+    """The summary of a finished run, or None.
+
+    Raises:
+        InputError: if it is damaged.
+    """
     path = folder / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); remove it to finish the run again.") from error
+    return summary
 
 
 class MetricsLog:
     """``metrics.jsonl``, one object a line, and the same figures as TensorBoard events.
 
-    Opening it at ``step`` drops the lines of later steps, which a run that died after its last checkpoint left behind.
+    Opening it drops what a run that died after its last checkpoint left behind: the lines of steps after ``step``, the
+    one that is resumed from, or all of them where there is none.
     """
 
-    def __init__(self, folder: Path, *, step: int) -> None:
+    def __init__(self, folder: Path, *, step: int | None) -> None:
         self.path = folder / "metrics.jsonl"
         kept = []
-        if self.path.exists():
+        if step is not None and self.path.exists():
             for line in self.path.read_text(encoding="utf-8").splitlines():
                 record = _parsed(line)
                 if record is not None and record["step"] <= step:
                     kept.append(line + "\n")
         write_text(self.path, "".join(kept))
         self._file = self.path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        self._board = SummaryWriter(str(folder), purge_step=0 if step is None else step + 1)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one line and flush it."""

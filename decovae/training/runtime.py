@@ -7,13 +7,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from decovae.errors import InputError
+from decovae.errors import InputError, RunError
+
+Result = TypeVar("Result")
 
 LONGEST_WAIT = datetime.timedelta(hours=2)
 """How long processes wait for each other: one checks tens of thousands of volumes while the others stand by."""
@@ -46,7 +48,7 @@ class Runtime:
         """Whether ``flag`` holds on at least one process; the same answer on all."""
         if self.group is None:
             return flag
-        raised = torch.tensor(int(flag), device=self.device)
+        raised = torch.tensor(int(flag))  # on the CPU, where asking does not wait for what the GPU has still to do
         dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self.group)
         return bool(raised.item())
 
@@ -58,28 +60,41 @@ class Runtime:
         dist.all_gather_object(values, value, group=self.group)
         return values
 
-    def on_main(self, action: Callable[[], object]) -> None:
-        """Run ``action`` on the main process while the others wait; what it raises is raised on all."""
-        self._while_others_wait(action, self.main)
+    def on_main(self, action: Callable[[], Result]) -> Result:
+        """What ``action`` returns on the main process, on all; what it raises there is raised on all.
+
+        Whatever depends on the file system is decided this way: processes on different machines may see it differently.
+        """
+        return self._while_others_wait(action, self.main)
 
     def fill_caches(self, action: Callable[[], object]) -> None:
         """Run ``action`` on one process of each node while the others wait; they then find what it cached.
 
         What it raises is raised on all. Alone, a process has nobody to fill caches for.
         """
-        if self.world > 1:
-            self._while_others_wait(action, self.local_rank == 0)
 
-    def _while_others_wait(self, action: Callable[[], object], mine: bool) -> None:
+        def cache() -> None:
+            action()  # its result stays here: only what it cached is for the others
+
+        if self.world > 1:
+            self._while_others_wait(cache, self.local_rank == 0)
+
+    def _while_others_wait(self, action: Callable[[], Result], mine: bool) -> Result:
+        result: Result | None = None
         failure: Exception | None = None
         if mine:
             try:
-                action()
+                result = action()
             except Exception as error:
                 failure = error
-        for raised in self.gather(failure):
+        outcomes = self.gather((result, failure))
+        for _, raised in outcomes:
             if raised is not None:
+                if isinstance(raised, InputError | RunError):
+                    raised.on_all_processes = True
                 raise raised
+        value: Result = outcomes[0][0]
+        return value
 
 
 @contextmanager
@@ -87,13 +102,18 @@ def start_runtime(device: str = "auto") -> Iterator[Runtime]:
     """Join the processes that torchrun started, or run alone.
 
     Raises:
-        InputError: if CUDA is asked for and absent.
+        InputError: if CUDA is asked for and absent, or a node has fewer GPUs than processes.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no CUDA device; use --device cpu or install a driver.")
     kind = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if kind == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise InputError(
+                f"--nproc_per_node: process {local_rank + 1} of this node has no GPU, there are "
+                f"{torch.cuda.device_count()}; start as many processes as GPUs, or use --device cpu."
+            )
         local = torch.device("cuda", local_rank)
         torch.cuda.set_device(local)
         torch.backends.cudnn.benchmark = True
@@ -105,7 +125,7 @@ def start_runtime(device: str = "auto") -> Iterator[Runtime]:
         yield Runtime(local)
         return
     dist.init_process_group(
-        "nccl" if kind == "cuda" else "gloo",
+        "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
         timeout=LONGEST_WAIT,
         device_id=local if kind == "cuda" else None,
     )

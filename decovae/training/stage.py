@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,8 +31,11 @@ class Stage(Protocol):
         """For each network its loss on the batch; the loop runs its backward before it asks for the next."""
         ...
 
-    def validate(self, step: int, folder: Path) -> dict[str, Any]:
-        """Figures on the validation set, equal on every process; pictures go below the run's ``folder``."""
+    def validate(self, step: int, folder: Path, autocast: AbstractContextManager[Any]) -> dict[str, Any]:
+        """Figures on the validation set, equal on every process; pictures go below the run's ``folder``.
+
+        The networks run within ``autocast``, measures outside.
+        """
         ...
 
     def export(self, weights: dict[str, Tensor], folder: Path) -> None:

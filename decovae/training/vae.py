@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +40,9 @@ class VAEStage:
     def __init__(self, config: VAEConfig, runtime: Runtime) -> None:
         self.config = config
         self.runtime = runtime
-        runtime.fill_caches(lambda: (open_volumes(config), VAEObjective(config.loss)))
+        runtime.fill_caches(lambda: (split(open_volumes(config), config), VAEObjective(config.loss)))
         self.volumes = open_volumes(config)
-        subjects = len({record.subject for record in self.volumes.records})
-        held_out = min(config.data.validation_limit, max(1, round(config.data.validation_fraction * subjects)))
-        self.training, self.validation = split_subjects(
-            self.volumes.records, validation=held_out, seed=config.data.seed
-        )
+        self.training, self.validation = split(self.volumes, config)
         self.objective = VAEObjective(config.loss, deco=config.deco, group=runtime.group).to(runtime.device)
         self.networks: dict[str, nn.Module] = {}
         self.learning_rates = {"autoencoder": config.optimizer.learning_rate}
@@ -115,7 +113,7 @@ class VAEStage:
                 self.objective.discriminator(image, reconstruction, planes=planes, discriminators=self.discriminators),
             )
 
-    def validate(self, step: int, folder: Path) -> dict[str, Any]:
+    def validate(self, step: int, folder: Path, autocast: AbstractContextManager[Any]) -> dict[str, Any]:
         """Reconstruction of whole validation volumes from μ, and the latent's use of its channels."""
         world, rank = self.runtime.world, self.runtime.rank
         rounds = -(-len(self.validation) // world)
@@ -126,10 +124,13 @@ class VAEStage:
             place = turn * world + rank
             index = self.validation[min(place, len(self.validation) - 1)]
             volume = load_volume(self.volumes, index, self.config.data.grid)[None].to(self.runtime.device)
-            reconstruction, mu, _ = self.autoencoder(volume, sample=False)
+            with autocast:
+                reconstruction, mu, _ = self.autoencoder(volume, sample=False)
             if place >= len(self.validation):
                 continue
-            latent = channel_moments(mu)
+            measured = channel_moments(mu)
+            # On the CPU: what another process gathers would come back on this process's device.
+            latent = ChannelMoments(measured.count, measured.mean.cpu(), measured.scatter.cpu())
             moments = latent if moments is None else moments.merge(latent)
             figures.append(self._quality(reconstruction, volume))
             if place == 0:
@@ -171,9 +172,15 @@ def open_volumes(config: VAEConfig) -> Volumes:
     return open_nifti(data.root, patch=data.patch)
 
 
-def leave_signals_to_the_parent(_: int) -> None:
-    """Ctrl-C reaches loader processes too: the training process ends them when it is done."""
-    import signal
+def split(volumes: Volumes, config: VAEConfig) -> tuple[list[int], list[int]]:
+    """Indices of the training and of the validation volumes."""
+    data = config.data
+    subjects = len({record.subject for record in volumes.records})
+    held_out = min(data.validation_limit, max(1, round(data.validation_fraction * subjects)))
+    return split_subjects(volumes.records, validation=held_out, seed=data.seed)
 
+
+def leave_signals_to_the_parent(_: int) -> None:
+    """Ctrl-C and schedulers reach loader processes too: the training process ends them when it is done."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

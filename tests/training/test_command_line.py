@@ -98,6 +98,11 @@ def test_unusable_arguments_are_named_in_one_line(arguments: list[str], words: l
         "--loss.slice-fraction 0",
         "--model.groups 5",
         "--model.residual-blocks 0",
+        "--model.image-channels 3",
+        "--optimizer.discriminator-learning-rate -1",
+        "--optimizer.weight-decay -1",
+        "--optimizer.warmup-steps -1",
+        "--loss.adversarial-warmup -1",
         "--model.latent-channels 0",
     ],
 )

@@ -51,7 +51,7 @@ def test_ranks_share_one_order_without_gaps_or_repeats(start: int, count: int, s
 
 
 def test_opening_the_log_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, step=0)
+    log = MetricsLog(tmp_path, step=None)
     for step in (1, 2, 3, 4):
         log.write(step, {"l1": 1.0 / step})
     log.close()
@@ -62,6 +62,8 @@ def test_opening_the_log_drops_what_came_after_the_checkpoint(tmp_path: Path) ->
     log.close()
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert records == [{"step": 1, "l1": 1.0}, {"step": 2, "l1": 0.5}, {"step": 3, "l1": 9.0}]
+    MetricsLog(tmp_path, step=None).close()  # no checkpoint: the run begins again
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
 def test_a_folder_takes_the_run_it_holds_and_no_other(tmp_path: Path) -> None:

@@ -141,22 +141,49 @@ def test_average_and_accumulation_resume_too(tmp_path: Path, monkeypatch: pytest
     assert all(torch.equal(whole[key], died[key]) for key in whole)
 
 
-def test_ctrl_c_in_a_terminal(tmp_path: Path) -> None:
-    """The script itself, as a process, interrupted while it trains with loader processes beside it."""
+def test_a_stop_during_the_adversarial_warmup_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The discriminators' optimiser has no state yet when the checkpoint is written."""
+    from decovae.training import vae
+
+    options = ["--loss.adversarial-warmup", "4"]
+    assert tiny_run(tmp_path / "whole", [*options, "--checkpoint-every", "6"]) == 0
+    losses = vae.VAEStage.losses
+
+    def interrupted(self: vae.VAEStage, batch: dict, step: int):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return losses(self, batch, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vae.VAEStage, "losses", interrupted)
+        assert tiny_run(tmp_path / "stopped", options) == 128 + signal.SIGTERM
+    assert tiny_run(tmp_path / "stopped", options) == 0
+    assert without_times(tmp_path / "stopped") == without_times(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_script_and_its_loader_processes(tmp_path: Path, number: int) -> None:
+    """The script itself, as a process group with a loader process, as Ctrl-C, torchrun and schedulers stop it."""
     out = tmp_path / "run"
     options = [*TINY, "--steps", "5000", "--data.workers", "1", "--out", str(out)]
     process = subprocess.Popen(
-        [sys.executable, "train/vae.py", *options], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "train/vae.py", *options],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 120
     while not (out / "metrics.jsonl").exists() or len(records(out)) < 4:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGINT
-    assert "Interrupted by SIGINT" in errors
+    assert process.returncode == 128 + number
+    assert "Stopping after this step" in errors
+    assert f"Interrupted by {signal.Signals(number).name}" in errors
     assert "Traceback" not in errors
     assert len(list((out / "checkpoints").glob("step-*"))) > 0
 
