@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -40,38 +39,39 @@ class AutoencoderConfig:
         return 2 ** (len(self.channels) - 1)
 
 
-def _levels(channels: Sequence[int]) -> list[tuple[int, int]]:
-    """(in, out) channels of each level, the first level starting from its own width."""
-    return [(channels[0], channels[0]), *pairwise(channels)]
+def _levels(config: AutoencoderConfig, widths: Sequence[int], resample: Callable[[int], nn.Module]) -> list[nn.Module]:
+    """Residual blocks of each level, ``resample`` between levels, and the last norm."""
+    blocks: list[nn.Module] = []
+    width_in = widths[0]
+    for level, width in enumerate(widths):
+        if level > 0:
+            blocks.append(resample(width_in))
+        for _ in range(config.residual_blocks):
+            blocks.append(ResidualBlock(width_in, width, groups=config.groups, eps=config.eps))
+            width_in = width
+    return [*blocks, nn.GroupNorm(config.groups, widths[-1], eps=config.eps)]
 
 
 def _encoder(config: AutoencoderConfig) -> Cascade:
-    blocks: list[nn.Module] = [convolution(config.image_channels, config.channels[0])]
-    levels = _levels(config.channels)
-    for level, (width_in, width_out) in enumerate(levels):
-        for index in range(config.residual_blocks):
-            width = width_in if index == 0 else width_out
-            blocks.append(ResidualBlock(width, width_out, groups=config.groups, eps=config.eps))
-        if level < len(levels) - 1:
-            blocks.append(Downsample(width_out))
-    blocks.append(nn.GroupNorm(config.groups, config.channels[-1], eps=config.eps))
-    blocks.append(convolution(config.channels[-1], config.latent_channels))
-    return Cascade(blocks)
+    first, last = config.channels[0], config.channels[-1]
+    return Cascade(
+        [
+            convolution(config.image_channels, first),
+            *_levels(config, config.channels, Downsample),
+            convolution(last, config.latent_channels),
+        ]
+    )
 
 
 def _decoder(config: AutoencoderConfig) -> Cascade:
-    widths = config.channels[::-1]
-    blocks: list[nn.Module] = [convolution(config.latent_channels, widths[0])]
-    levels = _levels(widths)
-    for level, (width_in, width_out) in enumerate(levels):
-        for index in range(config.residual_blocks):
-            width = width_in if index == 0 else width_out
-            blocks.append(ResidualBlock(width, width_out, groups=config.groups, eps=config.eps))
-        if level < len(levels) - 1:
-            blocks.append(Upsample(width_out))
-    blocks.append(nn.GroupNorm(config.groups, widths[-1], eps=config.eps))
-    blocks.append(convolution(widths[-1], config.image_channels))
-    return Cascade(blocks)
+    first, last = config.channels[0], config.channels[-1]
+    return Cascade(
+        [
+            convolution(config.latent_channels, last),
+            *_levels(config, config.channels[::-1], Upsample),
+            convolution(first, config.image_channels),
+        ]
+    )
 
 
 class Autoencoder(nn.Module):
