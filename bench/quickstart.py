@@ -1,9 +1,9 @@
 """What decorrelation does to the quickstart's latents: one run for each of none, sid and vad, from one seed.
 
-python -m bench.quickstart [--out FILE] [-- OPTION …]
+python -m bench.quickstart [--out FILE] [--runs FOLDER] [-- OPTION …]
 
-Options after ``--`` go to every run. Writes the last validations, the time and the peak memory of each run with the
-machine they were measured on, and prints them as a table.
+Options after ``--`` go to every run; the runs are kept in ``--runs``, if given. Writes the last validation, the time
+and the peak memory of each run with the machine they were measured on, and prints them as a table.
 """
 
 from __future__ import annotations
@@ -44,10 +44,11 @@ def run(deco: str, folder: Path, options: list[str]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "quickstart-cpu.json")
+    parser.add_argument("--runs", type=Path, help="folder to keep the runs in")
     parser.add_argument("options", nargs="*", help="options of train/vae.py, after --")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        runs = [run(deco, Path(folder) / deco, arguments.options) for deco in LOSSES]
+        runs = [run(deco, (arguments.runs or Path(folder)) / deco, arguments.options) for deco in LOSSES]
     result = {"date": datetime.date.today().isoformat(), "machine": describe(), "runs": runs}
     arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print("| deco | PSNR before → after | mean abs. Pearson | effective rank | time | peak memory |")

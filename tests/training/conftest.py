@@ -12,7 +12,7 @@ from decovae.training.main import train_vae
 TINY = (
     "quickstart --data.grid 32 36 32 --data.patch 24 24 24 --data.cohort-size 5 --data.cohort-shape 32 36 32 "
     "--steps 6 --validate-every 3 --checkpoint-every 2 --log-every 1 --model.channels 4 8 --model.groups 2 "
-    "--loss.slice-fraction 0.05 --loss.adversarial-warmup 0"
+    "--loss.slice-fraction 0.05 --loss.adversarial-warmup 0 --device cpu"
 ).split()
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.training.conftest import TINY, tiny_run
 
@@ -61,6 +62,22 @@ def test_two_processes_see_the_batches_of_one(tmp_path: Path) -> None:
     )
     assert two["deco"] == pytest.approx(one["deco"], rel=1e-4)  # statistics of the global batch, not of a process's
     assert two["kl"] == pytest.approx(one["kl"], rel=1e-4)
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_in_bf16_and_compiled(tmp_path: Path) -> None:
+    options = ["--device", "cuda", "--data.workers", "1", "--recompute"]
+    assert tiny_run(tmp_path / "run", [*options, "--steps", "4"]) == 0
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(record["peak_memory_gb"] > 0 for record in records if "l1" in record)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_gpus_train(tmp_path: Path) -> None:
+    done = torchrun(tmp_path / "run", "--device", "cuda")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "summary.json").exists()
 
 
 def test_bad_input_is_said_once(tmp_path: Path) -> None:
