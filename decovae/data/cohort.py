@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from decovae.data.cache import cache_folder, write_atomically
+from decovae.data.cache import cache_folder
 from decovae.data.deformation import centres, exponential, sample, smooth_field
 from decovae.data.inspection import accepted, for_all, measured
 from decovae.data.resample import resample_crop
 from decovae.data.template import BOX_SIZE, FULL_SHAPE, cohort_affine, tissue_maps
 from decovae.data.volumes import Shape, VolumeRecord, Volumes, intensity_range
 from decovae.errors import InputError
+from decovae.files import write_atomically
 
 __all__ = ["FULL_SHAPE", "cohort_affine", "cohort_subject", "open_cohort"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from decovae.errors import InputError
-from decovae.tensor_files import load_tensors
+from decovae.files import load_tensors
 
 PRETRAINED = "pretrained"
 RANDOM = "random"

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from decovae.errors import InputError
+from decovae.files import load_tensors, write_atomically
 from decovae.models.autoencoder import Autoencoder, AutoencoderConfig
-from decovae.tensor_files import load_tensors
 
 _ANCHOR = "encoder.blocks.0.conv.conv.weight"
 _METADATA_KEY = "autoencoder"
@@ -20,12 +20,11 @@ _METADATA_KEY = "autoencoder"
 
 def save_autoencoder(model_state: Mapping[str, Tensor], config: AutoencoderConfig, path: Path) -> None:
     """Write weights and architecture as safetensors; the file appears whole or not at all."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {key: value.detach().to("cpu").contiguous() for key, value in model_state.items()}
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={_METADATA_KEY: json.dumps(asdict(config))})
-    partial.replace(path)
+    content = save(tensors, metadata={_METADATA_KEY: json.dumps(asdict(config))})
+    write_atomically(path, lambda file: file.write(content))
 
 
 def load_autoencoder(path: str | Path) -> Autoencoder:

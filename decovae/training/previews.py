@@ -9,6 +9,8 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from decovae.files import write_atomically
+
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
 
 
@@ -43,7 +45,4 @@ def save_preview(volume: torch.Tensor, reconstruction: torch.Tensor, path: Path,
                 axes[row, column].set_ylabel(plane, fontsize=10)
             if difference:
                 figure.colorbar(shown, ax=axes[row, column], shrink=0.8)
-    partial = path.with_suffix(".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(partial, format="png", dpi=100)
-    partial.replace(path)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))

@@ -13,6 +13,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from decovae.errors import InputError
+from decovae.files import write_atomically
 from decovae.training.config import RunConfig
 
 HOW_NOT_WHAT = (
@@ -29,10 +30,8 @@ HOW_NOT_WHAT = (
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    """Write a UTF-8 text file whole or not at all."""
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def check_folder(folder: Path, config: RunConfig) -> None:

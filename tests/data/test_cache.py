@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from decovae.data import nifti
-from decovae.data.cache import recall, remember, write_atomically
+from decovae.data.cache import recall, remember
 from decovae.data.nifti import open_nifti
+from decovae.files import write_atomically
 from tests.data.files import noise, write
 
 PATCH = (4, 4, 4)
