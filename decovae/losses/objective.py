@@ -52,6 +52,11 @@ class LossConfig:
         """Whether there is any discriminator."""
         return self.adversarial_slices > 0 or self.adversarial_volume > 0
 
+    @property
+    def perceives(self) -> bool:
+        """Whether there is a perceptual term."""
+        return self.perceptual > 0 and self.perceptual_network != NONE
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -85,7 +90,7 @@ class VAEObjective(nn.Module):
         if deco != "none" and self.deco_weight > 0:
             self.decorrelation = _decorrelation_loss(deco, config.gamma)
         self.perceptual: PerceptualLoss | None = None
-        if config.perceptual > 0 and config.perceptual_network != NONE:
+        if config.perceives:
             self.perceptual = PerceptualLoss(config.perceptual_network)
         self.perceptual_name = "perceptual_random" if config.perceptual_network == RANDOM else "perceptual"
 

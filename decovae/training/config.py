@@ -11,7 +11,6 @@ import tyro
 from decovae.data.augmentation import AugmentationConfig
 from decovae.errors import InputError
 from decovae.losses.objective import Decorrelation, LossConfig
-from decovae.losses.perceptual import NONE
 from decovae.models.autoencoder import AutoencoderConfig
 
 Switch = Literal["auto", "on", "off"]
@@ -211,7 +210,8 @@ def check(config: VAEConfig) -> None:
     for option, value in not_negative.items():
         if not value >= 0:
             raise InputError(f"{option} {value}: must not be negative.")
-    if any(room < size for room, size in zip(config.data.cohort_shape, config.data.patch, strict=True)):
+    too_small = any(room < size for room, size in zip(config.data.cohort_shape, config.data.patch, strict=True))
+    if config.data.root is None and too_small:
         raise InputError(
             f"--data.cohort-shape {_spaced(config.data.cohort_shape)}: smaller than --data.patch "
             f"{_spaced(config.data.patch)}."
@@ -240,12 +240,11 @@ def check(config: VAEConfig) -> None:
             f"--model.groups {config.model.groups}: must divide every one of --model.channels "
             f"{_spaced(config.model.channels)}."
         )
-    if config.loss.l1 == 0 and config.loss.perceptual == 0 and not config.loss.adversarial:
+    if config.loss.l1 == 0 and not config.loss.perceives and not config.loss.adversarial:
         raise InputError(
             "--loss.l1 0: with the perceptual and adversarial terms off nothing asks for a reconstruction."
         )
-    looks_at_slices = config.loss.perceptual > 0 and config.loss.perceptual_network != NONE
-    if min(config.data.patch) < SMALLEST_PATCH and (config.loss.adversarial or looks_at_slices):
+    if min(config.data.patch) < SMALLEST_PATCH and (config.loss.adversarial or config.loss.perceives):
         raise InputError(
             f"--data.patch {_spaced(config.data.patch)}: discriminators and perceptual features need {SMALLEST_PATCH} "
             "voxels an axis; enlarge it, or set their weights (--loss.adversarial-*, --loss.perceptual) to 0."

@@ -16,7 +16,6 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int, step: int) -> None:
         super().__init__(f"{signal.Signals(signal_number).name} at step {step}")
         self.exit_code = 128 + signal_number
-        self.step = step
 
 
 class StopRequest:

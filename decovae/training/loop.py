@@ -170,10 +170,7 @@ class _Training:
             )
         self.progress.show(values)
         if self.log is not None:
-            factor = learning_rate_factor(
-                self.step - 1, steps=self.config.steps, warmup=self.config.optimizer.warmup_steps
-            )
-            rate = factor * self.stage.learning_rates[self.exported]
+            rate = self.optimizers[self.exported].param_groups[0]["lr"]
             speed = {"seconds_per_step": round(seconds, 4), "samples_per_second": round(samples_per_second, 3)}
             self.log.write(self.step, {**values, "learning_rate": rate, **speed, **self._memory()})
 

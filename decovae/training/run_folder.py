@@ -103,13 +103,8 @@ class MetricsLog:
 
     def __init__(self, folder: Path, *, step: int | None) -> None:
         self.path = folder / "metrics.jsonl"
-        kept = []
-        if step is not None and self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                record = _parsed(line)
-                if record is not None and record["step"] <= step:
-                    kept.append(line + "\n")
-        write_text(self.path, "".join(kept))
+        kept = [] if step is None else [record for record in self.records() if record["step"] <= step]
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder), purge_step=0 if step is None else step + 1)
 
@@ -122,8 +117,8 @@ class MetricsLog:
                 self._board.add_scalar(name, value, step)
 
     def records(self) -> list[dict[str, Any]]:
-        """Every line so far."""
-        lines = self.path.read_text(encoding="utf-8").splitlines()
+        """Every line so far; none where there is no file."""
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         return [record for line in lines if (record := _parsed(line)) is not None]
 
     def close(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
+from functools import reduce
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +120,7 @@ class VAEStage:
         world, rank = self.runtime.world, self.runtime.rank
         rounds = -(-len(self.validation) // world)
         figures: list[dict[str, float]] = []
-        moments: ChannelMoments | None = None
+        moments: list[ChannelMoments] = []
         for turn in range(rounds):
             # Sharded weights are gathered by all processes together: one without a volume repeats the last.
             place = turn * world + rank
@@ -130,27 +132,21 @@ class VAEStage:
                 continue
             measured = channel_moments(mu)
             # On the CPU: what another process gathers would come back on this process's device.
-            latent = ChannelMoments(measured.count, measured.mean.cpu(), measured.scatter.cpu())
-            moments = latent if moments is None else moments.merge(latent)
+            moments.append(ChannelMoments(measured.count, measured.mean.cpu(), measured.scatter.cpu()))
             figures.append(self._quality(reconstruction, volume))
             if place == 0:
                 subject = self.volumes.records[index].subject
                 title = f"{subject}, step {step}: PSNR {figures[-1]['psnr']:.2f} dB, SSIM {figures[-1]['ssim']:.3f}"
                 picture = folder / "previews" / f"step-{step:08d}.png"
                 save_preview(volume[0], reconstruction[0], picture, title=title)
-        gathered = [figure for part in self.runtime.gather(figures) for figure in part]
-        merged: ChannelMoments | None = None
-        for part in self.runtime.gather(moments):
-            if part is not None:
-                merged = part if merged is None else merged.merge(part)
-        assert merged is not None
-        analysis = latent_analysis(merged)
+        gathered = list(chain.from_iterable(self.runtime.gather(figures)))
+        analysis = latent_analysis(reduce(ChannelMoments.merge, chain.from_iterable(self.runtime.gather(moments))))
         return {
             **{name: sum(f[name] for f in gathered) / len(gathered) for name in gathered[0]},
-            "cosine_similarity": float(analysis.cosine_similarity),
-            "pearson": float(analysis.pearson),
-            "effective_rank": float(analysis.effective_rank),
-            "explained_variance": [float(share) for share in analysis.explained_variance],
+            "cosine_similarity": analysis.cosine_similarity,
+            "pearson": analysis.pearson,
+            "effective_rank": analysis.effective_rank,
+            "explained_variance": analysis.explained_variance.tolist(),
         }
 
     def _quality(self, reconstruction: Tensor, volume: Tensor) -> dict[str, float]:

@@ -114,6 +114,19 @@ def test_values_that_cannot_be_trained_with_are_named(arguments: str) -> None:
     assert values[0] in str(caught.value)
 
 
+def test_the_cohort_s_shape_does_not_bind_runs_on_files() -> None:
+    larger = "--data.grid 128 128 128 --data.patch 96 96 96".split()
+    check(configuration(*larger, "--data.root", "volumes"))
+    with pytest.raises(InputError, match=r"--data\.cohort-shape"):
+        check(configuration(*larger))
+
+
+def test_a_perceptual_network_of_none_asks_for_no_image() -> None:
+    off = "--loss.l1 0 --loss.perceptual-network none --loss.adversarial-slices 0 --loss.adversarial-volume 0"
+    with pytest.raises(InputError, match=r"--loss\.l1 0"):
+        check(configuration(*off.split()))
+
+
 def test_presets_pass_their_own_check() -> None:
     check(QUICKSTART)
     check(PAPER)
