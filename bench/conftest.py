@@ -1,4 +1,4 @@
-"""Puts the description of the machine into the results, and takes the names that pytest-benchmark adds out."""
+"""Puts the machine and the share of the copy bandwidth into the results, and takes names and single timings out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from bench import machine
+from bench.table import share_of_copy_bandwidth
 
 
 @pytest.hookimpl
@@ -27,3 +28,4 @@ def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:
     for benchmark in output_json["benchmarks"]:
         benchmark["stats"].pop("data", None)  # every single timing: megabytes that no table shows
+        benchmark["extra_info"]["share_of_copy_bandwidth"] = share_of_copy_bandwidth(benchmark)

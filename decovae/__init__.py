@@ -19,7 +19,8 @@ if TYPE_CHECKING:
         vad_loss,
         variance_loss,
     )
-    from decovae.losses.moments import channel_statistics
+    from decovae.losses.latent_head import LatentHead
+    from decovae.losses.moments import channel_moments, channel_statistics
     from decovae.metrics.latents import analyze_latents
     from decovae.models.weights import load_autoencoder
 
@@ -27,11 +28,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CovarianceLoss",
+    "LatentHead",
     "SIDLoss",
     "VADLoss",
     "VarianceLoss",
     "__version__",
     "analyze_latents",
+    "channel_moments",
     "channel_statistics",
     "covariance_loss",
     "load_autoencoder",
@@ -42,10 +45,12 @@ __all__ = [
 
 _HOME = {
     "CovarianceLoss": "decovae.losses.decorrelation",
+    "LatentHead": "decovae.losses.latent_head",
     "SIDLoss": "decovae.losses.decorrelation",
     "VADLoss": "decovae.losses.decorrelation",
     "VarianceLoss": "decovae.losses.decorrelation",
     "analyze_latents": "decovae.metrics.latents",
+    "channel_moments": "decovae.losses.moments",
     "channel_statistics": "decovae.losses.moments",
     "covariance_loss": "decovae.losses.decorrelation",
     "load_autoencoder": "decovae.models.weights",

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 import torch
 from torch import nn
 
-from decovae.losses.moments import ChannelMoments, as_moments
+from decovae.losses.moments import ChannelMoments, name_of, refuse_group, samples_of
+from decovae_kernels import Terms, decorrelation, moments_decorrelation
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -42,12 +43,12 @@ def sid_loss(mu: torch.Tensor | ChannelMoments, *, group: ProcessGroup | None = 
         TypeError: `mu` is not a floating-point tensor.
         ValueError: `mu` has fewer than 2 dimensions or fewer than 2 samples, or this rank is not in `group`.
     """
-    return _mean_square_off_diagonal(as_moments(mu, group).correlation).to(_result_dtype(mu))
+    return _loss(mu, Terms(sid=1.0), group)
 
 
 def covariance_loss(mu: torch.Tensor | ChannelMoments, *, group: ProcessGroup | None = None) -> torch.Tensor:
     """Covariance penalty COV, (1/C²) Σ_{i≠j} Σ_ij² (Eq. 4). Arguments, result and errors as in `sid_loss`."""
-    return _mean_square_off_diagonal(as_moments(mu, group).covariance).to(_result_dtype(mu))
+    return _loss(mu, Terms(covariance=1.0), group)
 
 
 def variance_loss(
@@ -68,8 +69,7 @@ def variance_loss(
     Raises:
         ValueError: `gamma` is not a finite number ≥ 0, or `form` is unknown.
     """
-    _check_variance_options(gamma, form)
-    return _variance_anchor(as_moments(mu, group), gamma, form).to(_result_dtype(mu))
+    return _loss(mu, _anchor(gamma, form), group)
 
 
 def vad_loss(
@@ -83,10 +83,7 @@ def vad_loss(
 
     Arguments, result and errors as in `variance_loss`.
     """
-    _check_variance_options(gamma, form)
-    moments = as_moments(mu, group)
-    loss = _mean_square_off_diagonal(moments.covariance) + _variance_anchor(moments, gamma, form)
-    return loss.to(_result_dtype(mu))
+    return _loss(mu, _anchor(gamma, form)._replace(covariance=1.0), group)
 
 
 class _DecorrelationLoss(nn.Module):
@@ -116,7 +113,7 @@ class CovarianceLoss(_DecorrelationLoss):
 class _AnchoredLoss(_DecorrelationLoss):
     def __init__(self, gamma: float = 1.0, *, form: VarianceForm = "hinge", group: ProcessGroup | None = None) -> None:
         super().__init__(group=group)
-        _check_variance_options(gamma, form)
+        _anchor(gamma, form)
         self.gamma = gamma
         self.form: VarianceForm = form
 
@@ -140,29 +137,22 @@ class VADLoss(_AnchoredLoss):
         return vad_loss(mu, self.gamma, form=self.form, group=group or self.group)
 
 
-def _mean_square_off_diagonal(matrix: torch.Tensor) -> torch.Tensor:
-    # Multiplied, not selected: 0 · NaN keeps a non-finite diagonal visible, even with a single channel.
-    channels = len(matrix)
-    off_diagonal = matrix * (1 - torch.eye(channels, dtype=matrix.dtype, device=matrix.device))
-    return off_diagonal.square().sum() / channels**2
+def _loss(mu: torch.Tensor | ChannelMoments, terms: Terms, group: ProcessGroup | None) -> torch.Tensor:
+    if isinstance(mu, ChannelMoments):
+        refuse_group(group)
+        return moments_decorrelation(mu.packed, terms)
+    loss = decorrelation(mu, terms, group=name_of(group))
+    if group is None:
+        samples_of(mu)
+    return loss
 
 
-def _variance_anchor(moments: ChannelMoments, gamma: float, form: VarianceForm) -> torch.Tensor:
-    variance = moments.covariance.diagonal()
-    if form == "squared":
-        return (variance - gamma).square().mean()
-    # √ has no derivative at 0, where the direction of growth is undefined anyway: a constant channel gets no gradient.
-    constant = variance == 0
-    deviation = torch.where(constant, 0.0, torch.where(constant, 1.0, variance).sqrt())
-    return (gamma - deviation).clamp(min=0).square().mean()
-
-
-def _result_dtype(mu: torch.Tensor | ChannelMoments) -> torch.dtype:
-    return torch.float64 if isinstance(mu, torch.Tensor) and mu.dtype == torch.float64 else torch.float32
-
-
-def _check_variance_options(gamma: float, form: str) -> None:
+def _anchor(gamma: float, form: str) -> Terms:
+    """The variance term with its options, checked."""
     if not 0 <= gamma < math.inf:
         raise ValueError(f"gamma must be a finite number of at least 0, got {gamma!r}")
     if form not in get_args(VarianceForm):
         raise ValueError(f"form must be one of {', '.join(get_args(VarianceForm))}, got {form!r}")
+    if form == "squared":
+        return Terms(squared_variance=1.0, gamma=gamma)
+    return Terms(variance=1.0, gamma=gamma)

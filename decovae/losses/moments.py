@@ -7,12 +7,13 @@ Mean and covariance are all that the decorrelation losses and the latent metrics
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from decovae_kernels import channel_moments as local_moments
+from decovae_kernels import channel_moments as packed_moments
 from decovae_kernels import merge_moments
+from decovae_kernels import packed as packing
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -23,15 +24,29 @@ class ChannelMoments:
     """Count, mean and scatter of C channels over a set of samples; sets can be merged.
 
     Attributes:
-        count: number of samples n, one for every voxel of every volume; a 0-dimensional float64 tensor where other
-            processes contributed, so that reading it does not wait for the device.
-        mean: (C,), float64.
-        scatter: Σ_s (x_s − mean)(x_s − mean)ᵀ, (C, C), float64.
+        packed: [count, mean, scatter row by row], (1 + C + C²,), float64.
+        samples: the count where it is known without reading it back from the device: of a single process's batch.
     """
 
-    count: int | torch.Tensor
-    mean: torch.Tensor
-    scatter: torch.Tensor
+    packed: torch.Tensor
+    samples: int | None = None
+
+    @property
+    def count(self) -> int | torch.Tensor:
+        """Number of samples n, one for every voxel of every volume; a 0-dimensional float64 tensor across processes."""
+        return self.packed[0] if self.samples is None else self.samples
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """(C,), float64."""
+        mean: torch.Tensor = packing.mean_of(self.packed)
+        return mean
+
+    @property
+    def scatter(self) -> torch.Tensor:
+        """Σ_s (x_s − mean)(x_s − mean)ᵀ, (C, C), float64."""
+        scatter: torch.Tensor = packing.scatter_of(self.packed)
+        return scatter
 
     @property
     def covariance(self) -> torch.Tensor:
@@ -45,24 +60,21 @@ class ChannelMoments:
         A channel of zero variance has zero correlation with every channel, itself included, and passes no gradient.
         A channel whose second moment is not finite (its samples are not, or their squares leave float32) has NaN.
         """
-        second = self.scatter.diagonal()
-        constant = second == 0
-        # The inner `where` keeps 1/√0 out of the backward, whose zero times infinity would be NaN. Infinity must not
-        # pass as a channel without correlation either: x/∞ = 0.
-        inverse_norm = torch.where(constant, 1.0, second).rsqrt()
-        inverse_norm = torch.where(constant, 0.0, torch.where(second.isinf(), torch.nan, inverse_norm))
-        return self.scatter * inverse_norm[:, None] * inverse_norm
+        return normalized(self.scatter)
 
     def merge(self, other: ChannelMoments) -> ChannelMoments:
         """Moments of both sets of samples together, as if they had been one tensor."""
-        count, mean, scatter = merge_moments(
-            torch.stack([_count_tensor(part.count, self.mean) for part in (self, other)]),
-            torch.stack([self.mean, other.mean]),
-            torch.stack([self.scatter, other.scatter]),
-        )
-        if isinstance(self.count, int) and isinstance(other.count, int):
-            return ChannelMoments(self.count + other.count, mean, scatter)
-        return ChannelMoments(count, mean, scatter)
+        known = self.samples is not None and other.samples is not None
+        samples = self.samples + other.samples if known else None  # type: ignore[operator]
+        return ChannelMoments(merge_moments(torch.stack([self.packed, other.packed])), samples)
+
+    def detach(self) -> ChannelMoments:
+        """The same numbers without their gradient."""
+        return ChannelMoments(self.packed.detach(), self.samples)
+
+    def cpu(self) -> ChannelMoments:
+        """The same numbers in main memory."""
+        return ChannelMoments(self.packed.cpu(), self.samples)
 
 
 @dataclass(frozen=True)
@@ -91,15 +103,10 @@ def channel_moments(mu: torch.Tensor, *, group: ProcessGroup | None = None) -> C
     Raises:
         TypeError: `mu` is not a floating-point tensor.
         ValueError: `mu` has fewer than 2 dimensions, or fewer than 2 samples (without a group; a rank of a group may
-            have any number), or this rank is not in `group`.
+            have any number), this rank is not in `group`, or its ranks differ in C.
     """
-    mean, scatter = local_moments(mu)
-    count = mu.numel() // mu.shape[1]
-    if group is not None:
-        return _across_ranks(ChannelMoments(count, mean, scatter), group)
-    if count < 2:
-        raise ValueError(f"a covariance needs at least 2 samples, got {count} from a tensor of shape {tuple(mu.shape)}")
-    return ChannelMoments(count, mean, scatter)
+    packed = packed_moments(mu, group=name_of(group))
+    return ChannelMoments(packed, samples_of(mu) if group is None else None)
 
 
 def channel_statistics(z: torch.Tensor | ChannelMoments, *, group: ProcessGroup | None = None) -> ChannelStatistics:
@@ -107,54 +114,55 @@ def channel_statistics(z: torch.Tensor | ChannelMoments, *, group: ProcessGroup 
 
     Args and errors as in `channel_moments`; moments that were computed before are taken as they are.
     """
-    moments = as_moments(z, group)
+    if isinstance(z, ChannelMoments):
+        refuse_group(group)
+        moments = z
+    else:
+        moments = channel_moments(z, group=group)
     return ChannelStatistics(
         moments.count, moments.mean.float(), moments.covariance.float(), moments.correlation.float()
     )
 
 
-def as_moments(mu: torch.Tensor | ChannelMoments, group: ProcessGroup | None) -> ChannelMoments:
-    """The moments of `mu`, or `mu` itself where it is moments.
+def normalized(second_moments: torch.Tensor) -> torch.Tensor:
+    """S_ij / √(S_ii S_jj) of a (C, C) matrix; rows and columns of a channel with S_ii = 0 are zero."""
+    second = second_moments.diagonal()
+    constant = second == 0
+    # The inner `where` keeps 1/√0 out of the backward, whose zero times infinity would be NaN. Infinity must not
+    # pass as a channel without correlation either: x/∞ = 0.
+    inverse_norm = torch.where(constant, 1.0, second).rsqrt()
+    inverse_norm = torch.where(constant, 0.0, torch.where(second.isinf(), torch.nan, inverse_norm))
+    return second_moments * inverse_norm[:, None] * inverse_norm
+
+
+def samples_of(mu: torch.Tensor) -> int:
+    """How many samples of the channels `mu` holds; enough of them for a covariance.
 
     Raises:
-        ValueError: moments together with a group, which they can no longer be gathered from.
+        ValueError: there are fewer than 2.
     """
-    if not isinstance(mu, ChannelMoments):
-        return channel_moments(mu, group=group)
-    if group is not None:
-        raise ValueError(f"group={group} has no effect on moments: pass it to channel_moments, which computes them")
-    return mu
+    count = mu.numel() // mu.shape[1]
+    if count < 2:
+        raise ValueError(f"a covariance needs at least 2 samples, got {count} from a tensor of shape {tuple(mu.shape)}")
+    return count
 
 
-def _count_tensor(count: int | torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return count if isinstance(count, torch.Tensor) else like.new_full((), count)
+def name_of(group: ProcessGroup | None) -> str:
+    """The name by which the operators know a group; empty for None.
 
-
-def _across_ranks(local: ChannelMoments, group: ProcessGroup) -> ChannelMoments:
+    Raises:
+        ValueError: this rank is not in `group`.
+    """
+    if group is None:
+        return ""
     import torch.distributed as dist
 
     if not isinstance(group, dist.ProcessGroup) or dist.get_rank(group) < 0:
-        raise ValueError(f"this process is not in the process group {group!r}")
-    if dist.get_world_size(group) == 1:
-        return ChannelMoments(_count_tensor(local.count, local.mean), local.mean, local.scatter)
-    channels = len(local.mean)
-    packed = torch.cat([_count_tensor(local.count, local.mean)[None], local.mean, local.scatter.flatten()])
-    counts, means, scatters = _GatherRows.apply(packed, group).split([1, channels, channels**2], dim=1)
-    return ChannelMoments(*merge_moments(counts[:, 0], means, scatters.unflatten(1, (channels, channels))))
+        raise ValueError(f"this process is not in the process group {group!r}: pass a group that it belongs to")
+    return group.group_name
 
 
-class _GatherRows(torch.autograd.Function):
-    """All ranks' vectors as the rows of a matrix; gradient for the own row only, times the world size."""
-
-    @staticmethod
-    def forward(ctx: Any, row: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
-        import torch.distributed as dist
-
-        ctx.rank, ctx.world_size = dist.get_rank(group), dist.get_world_size(group)
-        rows = row.new_empty(ctx.world_size * row.numel())
-        dist.all_gather_into_tensor(rows, row, group=group)
-        return rows.view(ctx.world_size, -1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return grads[0][ctx.rank] * ctx.world_size, None
+def refuse_group(group: ProcessGroup | None) -> None:
+    """Raise ValueError for moments together with a group, which they can no longer be gathered from."""
+    if group is not None:
+        raise ValueError(f"group={group} has no effect on moments: pass it to channel_moments, which computes them")

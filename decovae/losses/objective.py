@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from decovae.losses.adversarial import discriminator_loss, generator_loss
 from decovae.losses.decorrelation import CovarianceLoss, SIDLoss, VADLoss
+from decovae.losses.latent_head import Latent
 from decovae.losses.perceptual import NONE, PRETRAINED, RANDOM, PerceptualLoss
 from decovae.losses.slices import random_slices
 
@@ -72,19 +72,14 @@ class VAEObjective(nn.Module):
     Args:
         config: weights.
         deco: which decorrelation loss acts on the latent mean.
-        group: process group whose ranks share the batch; the channel statistics are those of the global batch.
-            None keeps them local.
 
     Raises:
         InputError: if the perceptual weights cannot be had.
     """
 
-    def __init__(
-        self, config: LossConfig, *, deco: Decorrelation = "vad", group: dist.ProcessGroup | None = None
-    ) -> None:
+    def __init__(self, config: LossConfig, *, deco: Decorrelation = "vad") -> None:
         super().__init__()
         self.config = config
-        self.group = group
         self.deco_weight = PAPER_WEIGHT[deco] if config.deco is None else config.deco
         self.decorrelation: nn.Module | None = None
         if deco != "none" and self.deco_weight > 0:
@@ -110,8 +105,7 @@ class VAEObjective(nn.Module):
         self,
         image: Tensor,
         reconstruction: Tensor,
-        mu: Tensor,
-        log_variance: Tensor,
+        latent: Latent,
         *,
         planes: list[tuple[Tensor, Tensor]],
         discriminators: nn.Module | None,
@@ -122,8 +116,7 @@ class VAEObjective(nn.Module):
         Args:
             image: (N, 1, D, H, W), intensities mostly in [0, 1].
             reconstruction: like ``image``.
-            mu: latent mean, (N, c, d, h, w).
-            log_variance: log σ², like ``mu``.
+            latent: what the autoencoder's latent head returned for ``image``.
             planes: what :meth:`slices` returned for this step.
             discriminators: frozen by the caller, so that this loss leaves no gradient in them.
             step: 0-based training step.
@@ -133,9 +126,9 @@ class VAEObjective(nn.Module):
         if config.l1 > 0:
             weighted["l1"] = config.l1, (reconstruction.float() - image.float()).abs().mean()
         if config.kl > 0:
-            weighted["kl"] = config.kl, kl_divergence(mu, log_variance)
+            weighted["kl"] = config.kl, latent.kl
         if self.decorrelation is not None:
-            weighted["deco"] = self.deco_weight, self.decorrelation(mu, group=self.group)
+            weighted["deco"] = self.deco_weight, self.decorrelation(latent.moments)
         if self.perceptual is not None:
             weighted[self.perceptual_name] = config.perceptual, self.perceptual(planes)
         if discriminators is not None and self.adversarial_at(step):
@@ -171,9 +164,3 @@ def _decorrelation_loss(deco: Decorrelation, gamma: float) -> nn.Module:
     if deco == "vad":
         return VADLoss(gamma=gamma)
     return SIDLoss() if deco == "sid" else CovarianceLoss()
-
-
-def kl_divergence(mu: Tensor, log_variance: Tensor) -> Tensor:
-    """D_KL(N(μ, σ²) ‖ N(0, 1)), mean over all latent elements; float32 scalar."""
-    mu, log_variance = mu.float(), log_variance.float()
-    return 0.5 * (mu.square() + log_variance.exp() - log_variance - 1).mean()

@@ -5,7 +5,7 @@ All four measures are functions of the channels' moments. Those of a whole data 
     moments = channel_moments(first)
     for latent in rest:
         moments = moments.merge(channel_moments(latent))
-    analysis = latent_analysis(moments)
+    analysis = analyze_latents(moments)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from decovae.losses.moments import ChannelMoments, channel_moments
+from decovae.losses.moments import ChannelMoments, channel_moments, normalized
 
 
 @dataclass(frozen=True)
@@ -36,28 +36,24 @@ class LatentAnalysis:
     explained_variance: torch.Tensor
 
 
-def analyze_latents(z: torch.Tensor) -> LatentAnalysis:
+def analyze_latents(z: torch.Tensor | ChannelMoments) -> LatentAnalysis:
     """Measure the latents `z`, (N, C, *spatial) or (N, C), any float dtype; every voxel is a sample of the channels.
 
-    With one channel there is no pair: both similarities are 0. Non-finite latents give NaN.
+    `z` may also be moments that were gathered before, over any number of volumes, or for a loss. With one channel there
+    is no pair: both similarities are 0. Non-finite latents give NaN.
 
     Raises:
         TypeError: `z` is not a floating-point tensor.
         ValueError: `z` has fewer than 2 dimensions or fewer than 2 samples.
     """
-    return latent_analysis(channel_moments(z.detach() if isinstance(z, torch.Tensor) else z))
-
-
-def latent_analysis(moments: ChannelMoments) -> LatentAnalysis:
-    """`analyze_latents` for moments that were gathered before, over any number of volumes."""
-    mean, scatter = moments.mean.detach().cpu(), moments.scatter.detach().cpu()
-    count = float(moments.count)
-    second_moment = ChannelMoments(moments.count, torch.zeros_like(mean), scatter + count * torch.outer(mean, mean))
+    moments = z if isinstance(z, ChannelMoments) else channel_moments(z.detach() if isinstance(z, torch.Tensor) else z)
+    moments = moments.detach().cpu()
+    mean, scatter = moments.mean, moments.scatter
     shares = _component_shares(scatter)
     return LatentAnalysis(
         # The uncentred cosine is the correlation formula applied to second moments about zero.
-        cosine_similarity=_mean_absolute_off_diagonal(second_moment.correlation),
-        pearson=_mean_absolute_off_diagonal(ChannelMoments(moments.count, mean, scatter).correlation),
+        cosine_similarity=_mean_absolute_off_diagonal(normalized(scatter + moments.count * torch.outer(mean, mean))),
+        pearson=_mean_absolute_off_diagonal(moments.correlation),
         effective_rank=_effective_rank(shares),
         explained_variance=shares,
     )

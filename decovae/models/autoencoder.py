@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from decovae.losses.latent_head import Latent, LatentHead
 from decovae.models.blocks import Cascade, Downsample, ResidualBlock, Upsample, convolution, pointwise
 
 LOG_VARIANCE_RANGE = (-30.0, 10.0)
@@ -93,6 +94,7 @@ class Autoencoder(nn.Module):
         self.quant_conv_mu = pointwise(config.latent_channels, config.latent_channels)
         self.quant_conv_log_sigma = pointwise(config.latent_channels, config.latent_channels)
         self.post_quant_conv = pointwise(config.latent_channels, config.latent_channels)
+        self.latent_head = LatentHead()
 
     @torch.no_grad()
     def start_latent(self, *, log_variance: float, orthogonal: bool) -> None:
@@ -132,16 +134,12 @@ class Autoencoder(nn.Module):
         image: Tensor = self.decoder(self.post_quant_conv(latent))
         return image
 
-    def forward(self, image: Tensor, *, sample: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstruction, μ and log σ² of a batch.
+    def forward(self, image: Tensor, *, sample: bool = True) -> tuple[Tensor, Latent]:
+        """Reconstruction of a batch, and its latent: z, KL divergence and the channel moments of μ.
 
         Args:
             image: (N, image_channels, D, H, W).
             sample: decode z = μ + σ·ε with fresh ε ~ N(0, I) (training) instead of μ (evaluation).
         """
-        mu, log_variance = self.encode(image)
-        if not sample:
-            return self.decode(mu), mu, log_variance
-        # Not randn_like, which draws in the order of memory: the noise must not depend on the layout.
-        epsilon = torch.randn(mu.shape, dtype=mu.dtype, device=mu.device)
-        return self.decode(mu + (0.5 * log_variance).exp() * epsilon), mu, log_variance
+        latent = self.latent_head(*self.encode(image), sample=sample)
+        return self.decode(latent.z), latent

@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils.checkpoint import checkpoint
 
+from decovae.losses.latent_head import LatentHead
 from decovae.models.blocks import Cascade, Named
 from decovae.training.runtime import Runtime
 
@@ -42,7 +43,8 @@ def prepare_module(module: nn.Module, runtime: Runtime, *, compiled: bool, recom
         # the limit they would silently run uncompiled.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VARIANTS)
         blocks = [block for cascade in cascades for block in cascade.blocks]
-        others = [child for child in module.children() if not isinstance(child, Cascade | Named)]
+        # The latent head is one operator already, and compiled it would draw its seed from another stream.
+        others = [child for child in module.children() if not isinstance(child, Cascade | Named | LatentHead)]
         for block in blocks + others:
             block.compile()
     if runtime.world > 1:

@@ -18,9 +18,9 @@ from decovae.data.cohort import open_cohort
 from decovae.data.nifti import open_nifti
 from decovae.data.patches import PatchDataset, load_volume, split_subjects
 from decovae.data.volumes import Volumes
-from decovae.losses.moments import ChannelMoments, channel_moments
+from decovae.losses.moments import ChannelMoments
 from decovae.losses.objective import Loss, VAEObjective
-from decovae.metrics.latents import latent_analysis
+from decovae.metrics.latents import analyze_latents
 from decovae.metrics.reconstruction import lpips, psnr, ssim
 from decovae.models.autoencoder import Autoencoder
 from decovae.models.weights import save_autoencoder
@@ -45,13 +45,15 @@ class VAEStage:
         runtime.fill_caches(lambda: (split(open_volumes(config), config), VAEObjective(config.loss)))
         self.volumes = open_volumes(config)
         self.training, self.validation = split(self.volumes, config)
-        self.objective = VAEObjective(config.loss, deco=config.deco, group=runtime.group).to(runtime.device)
+        self.objective = VAEObjective(config.loss, deco=config.deco).to(runtime.device)
         self.networks: dict[str, nn.Module] = {}
         self.learning_rates = {"autoencoder": config.optimizer.learning_rate}
         compiled = config.compile == "on" or (config.compile == "auto" and runtime.device.type == "cuda")
         torch.manual_seed(config.seed)
         self.autoencoder = Autoencoder(config.model)
         self.autoencoder.start_latent(log_variance=config.initial_log_variance, orthogonal=config.initial_orthogonal)
+        if self.objective.decorrelation is not None:
+            self.autoencoder.latent_head.group = runtime.group
         prepare_module(self.autoencoder, runtime, compiled=compiled, recompute=config.recompute)
         self.networks["autoencoder"] = self.autoencoder
         self.discriminators: nn.Module | None = None
@@ -95,15 +97,14 @@ class VAEStage:
         """The autoencoder's loss, then the discriminators' on the same reconstruction."""
         image = batch["image"].to(self.runtime.device, non_blocking=True)
         with frozen(self.discriminators):
-            reconstruction, mu, log_variance = self.autoencoder(image)
+            reconstruction, latent = self.autoencoder(image)
             planes = self.objective.slices(image, reconstruction, step)
             yield (
                 "autoencoder",
                 self.objective.generator(
                     image,
                     reconstruction,
-                    mu,
-                    log_variance,
+                    latent,
                     planes=planes,
                     discriminators=self.discriminators,
                     step=step,
@@ -127,12 +128,11 @@ class VAEStage:
             index = self.validation[min(place, len(self.validation) - 1)]
             volume = load_volume(self.volumes, index, self.config.data.grid)[None].to(self.runtime.device)
             with autocast:
-                reconstruction, mu, _ = self.autoencoder(volume, sample=False)
+                reconstruction, latent = self.autoencoder(volume, sample=False)
             if place >= len(self.validation):
                 continue
-            measured = channel_moments(mu)
             # On the CPU: what another process gathers would come back on this process's device.
-            moments.append(ChannelMoments(measured.count, measured.mean.cpu(), measured.scatter.cpu()))
+            moments.append(latent.moments.cpu())
             figures.append(self._quality(reconstruction, volume))
             if place == 0:
                 subject = self.volumes.records[index].subject
@@ -140,7 +140,7 @@ class VAEStage:
                 picture = folder / "previews" / f"step-{step:08d}.png"
                 save_preview(volume[0], reconstruction[0], picture, title=title)
         gathered = list(chain.from_iterable(self.runtime.gather(figures)))
-        analysis = latent_analysis(reduce(ChannelMoments.merge, chain.from_iterable(self.runtime.gather(moments))))
+        analysis = analyze_latents(reduce(ChannelMoments.merge, chain.from_iterable(self.runtime.gather(moments))))
         return {
             **{name: sum(f[name] for f in gathered) / len(gathered) for name in gathered[0]},
             "cosine_similarity": analysis.cosine_similarity,

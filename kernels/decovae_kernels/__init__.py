@@ -1,5 +1,8 @@
 """Triton kernels with plain torch definitions beside them. Knows torch and Triton, nothing else of the project."""
 
-from decovae_kernels.moments import channel_moments, merge_moments
+from decovae_kernels.latent_head import latent_head
+from decovae_kernels.moments import channel_moments, decorrelation, moments_decorrelation
+from decovae_kernels.packed import merge_moments
+from decovae_kernels.terms import Terms
 
-__all__ = ["channel_moments", "merge_moments"]
+__all__ = ["Terms", "channel_moments", "decorrelation", "latent_head", "merge_moments", "moments_decorrelation"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -43,3 +44,9 @@ def wants_triton(x: torch.Tensor) -> bool:
             "before the first import to run the kernels in Triton's interpreter"
         )
     return True
+
+
+def full_precision(x: torch.Tensor) -> contextlib.AbstractContextManager[object]:
+    """Keeps the caller's autocast, which an operator's body still sees, away from the products in it."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()

@@ -11,3 +11,14 @@ def channel_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     mean = samples.mean(dim=1)
     centred = samples - mean[:, None]
     return mean, centred @ centred.T
+
+
+def latent_head(
+    mu: torch.Tensor, log_variance: torch.Tensor, epsilon: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """z = μ + σ·ε, mean of ½ (μ² + σ² − log σ² − 1), and the packed moments of `mu`, for a given ε."""
+    mean, scatter = channel_moments(mu)
+    count = mean.new_full((1,), mu.numel() // mu.shape[1])
+    z = mu + (0.5 * log_variance).exp() * epsilon
+    kl = 0.5 * (mu.square() + log_variance.exp() - log_variance - 1).mean()
+    return z, kl, torch.cat([count, mean, scatter.flatten()])

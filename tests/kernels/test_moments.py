@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decovae_kernels import channel_moments, merge_moments, moments, reference
+from decovae_kernels import channel_moments as packed_moments
+from decovae_kernels import merge_moments, moments_torch, reference
+from decovae_kernels import packed as packing
 from tests.channel_cases import (
     DEVICE,
     IMPLEMENTATIONS,
@@ -18,6 +20,12 @@ from tests.channel_cases import (
     cases,
     implementation,
 )
+
+
+def channel_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and scatter, taken out of the packed vector."""
+    packed = packed_moments(x)
+    return packing.mean_of(packed), packing.scatter_of(packed)
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
@@ -146,30 +154,15 @@ def test_gradcheck_in_float64() -> None:
         assert torch.autograd.gradcheck(channel_moments, [arrange(x, layout).detach().requires_grad_()])
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_operator_is_registered_properly(name: str, layout: str) -> None:
-    x = arrange(torch.randn(2, 3, 4, 5, device=DEVICE), layout)
-    with implementation(name):
-        torch.library.opcheck(torch.ops.decovae.channel_moments, (x.detach().requires_grad_(),))
-        mean, scatter = channel_moments(x)
-        torch.library.opcheck(torch.ops.decovae.channel_moments_backward, (x, mean, mean, scatter))
-
-
 @settings(max_examples=30, deadline=None)
 @given(sizes=st.lists(st.integers(0, 9), min_size=1, max_size=5).filter(lambda sizes: sum(sizes) > 0))
 def test_merging_parts_equals_the_whole(sizes: list[int]) -> None:
     x = torch.randn(sum(sizes), 3, dtype=torch.float64) * 1e-3 + 1000
-    parts = [channel_moments(part) for part in x.split(sizes)]
-    count, mean, scatter = merge_moments(
-        torch.tensor(sizes, dtype=torch.float64),
-        torch.stack([part[0] for part in parts]),
-        torch.stack([part[1] for part in parts]),
-    )
+    merged = merge_moments(torch.stack([packed_moments(part) for part in x.split(sizes)]))
     truth_mean, truth_scatter = reference.channel_moments(x)
-    assert count == sum(sizes)
-    torch.testing.assert_close(mean, truth_mean, rtol=1e-12, atol=0)
-    torch.testing.assert_close(scatter, truth_scatter, rtol=1e-6, atol=1e-15)
+    assert merged[0] == sum(sizes)
+    torch.testing.assert_close(packing.mean_of(merged), truth_mean, rtol=1e-12, atol=0)
+    torch.testing.assert_close(packing.scatter_of(merged), truth_scatter, rtol=1e-6, atol=1e-15)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
@@ -206,8 +199,10 @@ def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         channel_moments(torch.zeros(4, 2))
 
 
-def test_chunks_tile_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moments, "_CHUNK_ELEMENTS", 30)
+def test_pieces_tile_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments_torch, "_PIECE", 30)
+    monkeypatch.setattr(moments_torch, "_RUN", 4)
+    monkeypatch.setattr(moments_torch, "_ROW_NUMBERS", 40)
     for shape in [(5, 3, 2), (2, 3, 25), (1, 3, 1), (4, 40, 3)]:
         x = torch.randn(shape, dtype=torch.float64, device=DEVICE, requires_grad=True)
         assert torch.autograd.gradcheck(channel_moments, [x])

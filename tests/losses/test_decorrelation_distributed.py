@@ -10,6 +10,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from decovae import channel_statistics, sid_loss, vad_loss
@@ -31,6 +34,7 @@ def encoder() -> nn.Module:
 
 def check_rank(rank: int, store: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
+    check_first_call(rank)
     pair = dist.new_group([0, 1])
     world = dist.group.WORLD
     batch = volumes().split(SIZES)[rank]
@@ -72,9 +76,51 @@ def check_rank(rank: int, store: str) -> None:
     dist.all_gather(copies, moments.scatter)
     assert all(torch.equal(copy, moments.scatter) for copy in copies)
 
+    # From moments that were gathered before, the same loss.
+    batch = volumes().split(SIZES)[rank]
+    torch.testing.assert_close(vad_loss(channel_moments(batch, group=world)), vad_loss(volumes()), rtol=1e-6, atol=0)
+
     value = torch.compile(sid_loss, fullgraph=True, backend="aot_eager")(volumes().split(SIZES)[rank], group=world)
     torch.testing.assert_close(value, sid_loss(volumes()), rtol=1e-6, atol=1e-7)
+
+    check_fsdp(batch)
+    check_disagreement(rank)
     dist.destroy_process_group()
+
+
+def check_fsdp(batch: torch.Tensor) -> None:
+    """FSDP2 averages as DDP does; its shards together are the gradient of one process on the whole batch."""
+    for loss in (sid_loss, vad_loss):
+        single = encoder()
+        truth = loss(single(volumes()))
+        truth.backward()
+
+        model = fully_shard(encoder(), mesh=init_device_mesh("cpu", (WORLD,)))
+        value = loss(model(batch), group=dist.group.WORLD)
+        value.backward()
+        torch.testing.assert_close(value, truth, rtol=1e-6, atol=1e-7)
+        for parameter, expected in zip(model.parameters(), single.parameters(), strict=True):
+            assert isinstance(parameter.grad, DTensor)
+            assert (parameter.grad.full_tensor() - expected.grad).norm() <= 1e-6 * (1 + expected.grad.norm())
+
+
+def check_disagreement(rank: int) -> None:
+    """Ranks with different C: the same sentence on each, whoever changed; and the group works again afterwards."""
+    world = dist.group.WORLD
+    agreed = torch.randn(5, 3)
+    sid_loss(agreed, group=world)
+    for channels in ((3, 3, 4), (2, 4, 3), (20, 3, 3)):
+        listed = ", ".join(f"rank {r} has {c}" for r, c in enumerate(channels))
+        with pytest.raises(ValueError, match=f"same number of channels: {listed}"):
+            sid_loss(torch.randn(5, channels[rank]), group=world)
+        assert sid_loss(agreed, group=world).isfinite()
+    assert sid_loss(torch.randn(5, 7), group=world).isfinite()  # all change together
+
+
+def check_first_call(rank: int) -> None:
+    """A group whose ranks never agreed on anything yet."""
+    with pytest.raises(ValueError, match="rank 0 has 2, rank 1 has 5, rank 2 has 2"):
+        vad_loss(torch.randn(4, 5 if rank == 1 else 2), group=dist.group.WORLD)
 
 
 def run_rank(rank: int, store: str) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from decovae.losses.adversarial import discriminator_loss, generator_loss
-from decovae.losses.objective import PAPER_WEIGHT, LossConfig, VAEObjective, kl_divergence
+from decovae.losses.latent_head import LatentHead, kl_divergence
+from decovae.losses.objective import PAPER_WEIGHT, LossConfig, VAEObjective
 from decovae.losses.slices import random_slices
 from decovae.models.autoencoder import Autoencoder, AutoencoderConfig
 from decovae.models.discriminators import Discriminators
@@ -22,18 +24,17 @@ WEIGHTS = LossConfig(perceptual_network="random")
 
 
 @pytest.fixture
-def outputs() -> dict[str, Tensor]:
+def outputs() -> dict[str, Any]:
     torch.manual_seed(0)
     image = torch.rand(2, 1, 32, 32, 32)
     return {
         "image": image,
         "reconstruction": (image + 0.1 * torch.randn_like(image)).requires_grad_(),
-        "mu": torch.randn(2, 4, 8, 8, 8, requires_grad=True),
-        "log_variance": torch.randn(2, 4, 8, 8, 8, requires_grad=True),
+        "latent": LatentHead()(*torch.randn(2, 2, 4, 8, 8, 8, requires_grad=True)),
     }
 
 
-def generator(objective: VAEObjective, outputs: dict[str, Tensor], discriminators: nn.Module | None, step: int = 0):
+def generator(objective: VAEObjective, outputs: dict[str, Any], discriminators: nn.Module | None, step: int = 0):
     torch.manual_seed(1)
     planes = objective.slices(outputs["image"], outputs["reconstruction"], step)
     return objective.generator(**outputs, planes=planes, discriminators=discriminators, step=step), planes
@@ -55,7 +56,7 @@ def test_least_squares_targets() -> None:
     assert discriminator_loss(real=zeros, fake=ones) == 2
 
 
-def test_total_is_the_weighted_sum_of_the_logged_terms(outputs: dict[str, Tensor]) -> None:
+def test_total_is_the_weighted_sum_of_the_logged_terms(outputs: dict[str, Any]) -> None:
     loss, _ = generator(VAEObjective(WEIGHTS, deco="sid"), outputs, Discriminators())
     weights = {
         "l1": 1.0,
@@ -80,13 +81,13 @@ def test_total_is_the_weighted_sum_of_the_logged_terms(outputs: dict[str, Tensor
         ({"perceptual_network": "none"}, "perceptual_random"),
     ],
 )
-def test_a_weight_of_zero_turns_a_term_off(outputs: dict[str, Tensor], change: dict, gone: str) -> None:
+def test_a_weight_of_zero_turns_a_term_off(outputs: dict[str, Any], change: dict, gone: str) -> None:
     loss, _ = generator(VAEObjective(replace(WEIGHTS, **change)), outputs, None)
     assert gone not in loss.terms
     assert len(loss.terms) == 4
 
 
-def test_discriminators_may_be_absent_one_by_one(outputs: dict[str, Tensor]) -> None:
+def test_discriminators_may_be_absent_one_by_one(outputs: dict[str, Any]) -> None:
     objective = VAEObjective(replace(WEIGHTS, adversarial_slices=0.0))
     discriminators = Discriminators(slices=False)
     loss, planes = generator(objective, outputs, discriminators)
@@ -97,7 +98,7 @@ def test_discriminators_may_be_absent_one_by_one(outputs: dict[str, Tensor]) -> 
     assert own.terms.keys() == {"discriminator_volume"}
 
 
-def test_warmup_keeps_the_adversarial_terms_out(outputs: dict[str, Tensor]) -> None:
+def test_warmup_keeps_the_adversarial_terms_out(outputs: dict[str, Any]) -> None:
     objective = VAEObjective(replace(WEIGHTS, adversarial_warmup=5))
     before, _ = generator(objective, outputs, Discriminators(), step=4)
     after, _ = generator(objective, outputs, Discriminators(), step=5)
@@ -105,13 +106,13 @@ def test_warmup_keeps_the_adversarial_terms_out(outputs: dict[str, Tensor]) -> N
     assert sum("adversarial" in name for name in after.terms) == 2
 
 
-def test_nothing_left_to_train_is_refused(outputs: dict[str, Tensor]) -> None:
+def test_nothing_left_to_train_is_refused(outputs: dict[str, Any]) -> None:
     off = LossConfig(l1=0, kl=0, deco=0, perceptual=0, adversarial_slices=0, adversarial_volume=0)
     with pytest.raises(ValueError, match="nothing to train"):
         generator(VAEObjective(off), outputs, None)
 
 
-def test_each_network_s_gradient_comes_from_its_own_loss_only(outputs: dict[str, Tensor]) -> None:
+def test_each_network_s_gradient_comes_from_its_own_loss_only(outputs: dict[str, Any]) -> None:
     """The stage's two losses, with an autoencoder and discriminators that both take part in each of them."""
     stage = object.__new__(VAEStage)  # the losses alone: no volumes are needed
     stage.config, stage.runtime = QUICKSTART, Runtime(torch.device("cpu"))

@@ -1,0 +1,137 @@
+"""What a row states beside its time: bytes, copy bandwidth, launches or operators, memory.
+
+Everything here runs before or after the timing, in calls of its own, so that no count slows the call that is timed.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Run = Callable[[], object]
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until everything that was launched on `device` is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def bytes_moved_floor(mu: torch.Tensor, direction: str) -> int:
+    """The least a loss can move: forward reads μ once, forward+backward reads it twice and writes its gradient.
+
+    The backward needs statistics of all of μ before its first element, hence the second read. What is C or C² numbers
+    is left out.
+    """
+    return mu.nbytes * (1 if direction == "forward" else 3)
+
+
+@functools.cache
+def copy_bandwidth(elements: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Bytes read plus bytes written a second by `copy_` between two buffers as large as μ, the median of many.
+
+    A copy is timed as a row is, from the call until the device is done: at small sizes both are mostly launches. Both
+    buffers exist before, whereas on a CPU a large gradient comes in fresh pages, which the system clears first. A
+    forward only reads and can exceed 1 of this.
+    """
+    source = torch.ones(elements, dtype=dtype, device=device)
+    target = torch.zeros_like(source)
+    seconds: list[float] = []
+    while len(seconds) < 7 or sum(seconds) < 0.2:
+        start = time.perf_counter()
+        target.copy_(source)
+        synchronise(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * source.nbytes / statistics.median(seconds)
+
+
+def launches(run: Run) -> int:
+    """Kernels, copies and fills that one call puts on a CUDA device."""
+    return sum(event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset") for event in _trace(run))
+
+
+def operators(run: Run) -> int:
+    """ATen operators that one call dispatches on a CPU, views included, forward and backward.
+
+    Composite operators count as what they decompose into. A custom operator counts as the ATen operators in it, or as
+    one if it has none.
+    """
+    with _OperatorCount() as count:
+        run()
+    return count.total
+
+
+def peak_extra_bytes(run: Run, device: torch.device, result_bytes: int) -> int:
+    """The highest level of torch's allocations during one call, above what was allocated before it, less its result.
+
+    `result_bytes` is the size of μ's gradient, or 0 for a forward: what remains is what has to be free beyond μ and
+    the gradient that the caller asked for. Workspaces that a BLAS allocates by itself are not torch's and not in it.
+    """
+    if device.type == "cuda":
+        synchronise(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        synchronise(device)
+        return torch.cuda.max_memory_allocated(device) - before - result_bytes
+    level = peak = 0
+    for event in sorted((e for e in _trace(run) if e.get("name") == "[memory]"), key=lambda e: e["ts"]):
+        level += event["args"]["Bytes"]
+        peak = max(peak, level)
+    return peak - result_bytes
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Free bytes for tensors on `device`; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return None
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def _trace(run: Run) -> list[dict[str, Any]]:
+    # The exported trace, because its categories and memory events are documented; the profiler's objects are not.
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(file))
+        events: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["traceEvents"]
+    return events
+
+
+class _OperatorCount(TorchDispatchMode):
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        before = self.total
+        with self:  # off while it handles an operator, so on again for what that operator calls
+            if func.namespace in ("aten", "prim"):
+                result = func.decompose(*args, **kwargs)
+            else:
+                # Past this mode's own key, where the call would come back here.
+                keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+                result = func.redispatch(keys, *args, **kwargs)
+        if result is NotImplemented:
+            result = func(*args, **kwargs)
+        if self.total == before:
+            self.total += 1
+        return result
