@@ -16,6 +16,7 @@ import triton.language as tl
 
 from decovae_kernels import packed as packing
 from decovae_kernels.terms import Terms
+from decovae_kernels.terms import loss_and_direction as evaluate_in_torch
 from decovae_kernels.tiles import (
     THREADS,
     arrivals,
@@ -29,6 +30,8 @@ from decovae_kernels.tiles import (
 # Up to so many channels each thread keeps all second moments; up to so many the last program also merges them all.
 MAX_REGISTER_CHANNELS = 16
 MAX_MERGED_CHANNELS = 8
+# A matrix of more channels in float64 does not fit one program's registers.
+_MAX_LOSS_CHANNELS = 32
 
 # float64 numbers of that merge in flight, 16 a thread.
 MERGE_NUMBERS = 2048
@@ -255,7 +258,7 @@ def _moments_kernel(
     if MERGED:
         # The last to arrive merges every row; in the rows' order, so the bits do not depend on which it is.
         if arrive(counter_ptr):
-            number, mean, scatter, _ = merge_rows(rows_ptr, tl.num_programs(0), CHANNELS, ROWS, PARTS, 0)
+            number, mean, scatter, _unused = merge_rows(rows_ptr, tl.num_programs(0), CHANNELS, ROWS, PARTS, 0)
             store_packed(packed_ptr, number, mean, scatter, CHANNELS, ROWS)
             if LOSS:
                 loss, gradient = _evaluate(
@@ -413,25 +416,50 @@ def _gradient_kernel(
 
 @triton.jit
 def _gradient_dot_kernel(
-    x_ptr, packed_ptr, direction_ptr, scale_ptr, out_ptr, replicas,
+    x_ptr, packed_ptr, direction_ptr, scale_ptr, scratch_ptr, out_ptr, replicas,
     length, tiles_per_block, tiles, stride_block, stride_channel, stride_sample,
     out_stride_block, out_stride_channel, out_stride_sample,
     CHANNELS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    """The same for more channels, by a matrix product."""
-    matrix, centre, constant = affine(packed_ptr, direction_ptr, scale_ptr, replicas, CHANNELS, ROWS, SCALED)
-    channel = tl.arange(0, ROWS)
-    is_channel = channel < CHANNELS
+    """The same for more channels, by matrix products, 16 columns of the matrix at a time."""
+    PART: tl.constexpr = 16
+    row = tl.arange(0, ROWS)
+    is_channel = row < CHANNELS
+    scale = replicas + tl.zeros((), tl.float64)
+    if SCALED:
+        scale *= tl.load(scale_ptr).to(tl.float64)
+    scratch_ptr += tl.program_id(0) * ROWS * ROWS
+    entry_ptr = direction_ptr + 1 + CHANNELS
+    constant = tl.load(direction_ptr + 1 + row, mask=is_channel, other=0.0) * (scale / tl.load(packed_ptr))
+    for first in tl.static_range(0, ROWS, PART):
+        column = first + tl.arange(0, PART)
+        valid = is_channel[:, None] & (column < CHANNELS)[None, :]
+        above = tl.load(entry_ptr + row[:, None] * CHANNELS + column[None, :], mask=valid, other=0.0)
+        below = tl.load(entry_ptr + column[None, :] * CHANNELS + row[:, None], mask=valid, other=0.0)
+        matrix = (above + below) * scale
+        mean = tl.load(packed_ptr + 1 + column, mask=column < CHANNELS, other=0.0)
+        # What float32 drops of the mean is in the constant.
+        constant -= tl.sum(matrix * (mean - mean.to(tl.float32).to(tl.float64))[None, :], axis=1)
+        tl.store(scratch_ptr + row[:, None] * ROWS + column[None, :], matrix.to(tl.float32))
+    tl.debug_barrier()
+
     for index in range(tl.program_id(0), tiles, tl.num_programs(0)):
         block = (index // tiles_per_block).to(tl.int64)
-        sample = (index % tiles_per_block) * LANES + tl.arange(0, LANES)
-        valid = is_channel[:, None] & (sample < length)[None, :]
-        sample = sample.to(tl.int64)[None, :]
-        pointers = x_ptr + block * stride_block + channel.to(tl.int64)[:, None] * stride_channel
-        value = tl.load(pointers + sample * stride_sample, mask=valid, other=0.0).to(tl.float32)
-        result = tl.dot(matrix, value - centre[:, None], input_precision="ieee") + constant[:, None]
-        pointers = out_ptr + block * out_stride_block + channel.to(tl.int64)[:, None] * out_stride_channel
-        tl.store(pointers + sample * out_stride_sample, result.to(out_ptr.dtype.element_ty), mask=valid)
+        place = (index % tiles_per_block) * LANES + tl.arange(0, LANES)
+        inside = place < length
+        sample = place.to(tl.int64)[None, :]
+        result = tl.zeros((ROWS, LANES), tl.float32) + constant.to(tl.float32)[:, None]
+        for first in tl.static_range(0, ROWS, PART):
+            source = first + tl.arange(0, PART)
+            here = source < CHANNELS
+            weight = tl.load(scratch_ptr + row[:, None] * ROWS + source[None, :])
+            centre = tl.load(packed_ptr + 1 + source, mask=here, other=0.0).to(tl.float32)
+            pointers = x_ptr + block * stride_block + source.to(tl.int64)[:, None] * stride_channel
+            value = tl.load(pointers + sample * stride_sample, mask=here[:, None] & inside[None, :], other=0.0)
+            result += tl.dot(weight, value.to(tl.float32) - centre[:, None], input_precision="ieee")
+        pointers = out_ptr + block * out_stride_block + row.to(tl.int64)[:, None] * out_stride_channel
+        wanted = is_channel[:, None] & inside[None, :]
+        tl.store(pointers + sample * out_stride_sample, result.to(out_ptr.dtype.element_ty), mask=wanted)
 
 
 def moments(blocks: torch.Tensor) -> torch.Tensor:
@@ -456,12 +484,14 @@ def decorrelation(blocks: torch.Tensor, terms: Terms) -> tuple[torch.Tensor, tor
 
 
 def loss_and_direction(packed: torch.Tensor, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss (), float64, and its derivative with respect to `packed`, up to 64 channels."""
+    """Loss (), float64, and its derivative with respect to `packed`."""
     channels = packing.channels_of(packed)
+    if channels > _MAX_LOSS_CHANNELS:
+        return evaluate_in_torch(packed, terms)
     loss, direction = packed.new_empty(()), torch.empty_like(packed)
     with torch.cuda.device_of(packed):
         _loss_kernel[(1,)](
-            packed, loss, direction, *terms, CHANNELS=channels, ROWS=triton.next_power_of_2(channels), num_warps=4
+            packed, loss, direction, *terms, CHANNELS=channels, ROWS=triton.next_power_of_2(channels), num_warps=8
         )
     return loss, direction
 
@@ -485,11 +515,14 @@ def input_gradient(
     programs = min(tiles, (2 if by_products else 8) * multiprocessors(blocks.device))
     shape = length, tiles_per_block, tiles, *blocks.stride(), *out.stride()
     constants = {"CHANNELS": channels, "ROWS": triton.next_power_of_2(channels), "LANES": lanes}
-    constants |= {"SCALED": scale is not None, "num_warps": THREADS // 32}
+    constants |= {"SCALED": scale is not None, "num_warps": 8 if by_products else THREADS // 32}
     direction = direction.contiguous()
     with torch.cuda.device_of(blocks):
         if by_products:
-            _gradient_dot_kernel[(programs,)](blocks, packed, direction, scale, out, replicas, *shape, **constants)
+            scratch = blocks.new_empty(programs * constants["ROWS"] ** 2, dtype=torch.float32)
+            _gradient_dot_kernel[(programs,)](
+                blocks, packed, direction, scale, scratch, out, replicas, *shape, **constants
+            )
             return
         scratch = blocks.new_empty(programs * (channels**2 + 2 * channels), dtype=torch.float32)
         _gradient_kernel[(programs,)](
@@ -543,7 +576,7 @@ def _moments_of_many_channels(blocks: torch.Tensor) -> torch.Tensor:
         with torch.cuda.device_of(blocks):
             _moments_dot_kernel[(programs,)](
                 blocks, partial, length, tiles_per_block, tiles, *blocks.stride(), CHANNELS=channels,
-                ROWS=triton.next_power_of_2(channels), LANES=_DOT_SAMPLES, num_warps=THREADS // 32,
+                ROWS=triton.next_power_of_2(channels), LANES=_DOT_SAMPLES, num_warps=8,
             )  # fmt: skip
     merged: torch.Tensor = packing.merge_moments(partial)
     return merged

@@ -61,9 +61,9 @@ class CompiledCode:
 
     @property
     def main_loop(self) -> Loop | None:
-        """The innermost loop that loads the most."""
+        """The innermost loop that loads the most 16 bytes at a time."""
         loading = [loop for loop in self.loops if loop.loads]
-        return max(loading, key=lambda loop: (sum(loop.loads), loop.instructions), default=None)
+        return max(loading, key=lambda loop: (loop.loads.count(16), loop.instructions), default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +94,15 @@ class Result:
     kernel: str
     capability: int
     code: CompiledCode
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A call of a host function, and what it is compiled for."""
+
+    call: Callable[[], object]
+    capabilities: tuple[int, ...]
+    channels: int
 
 
 class _AbsentDevice:
@@ -272,13 +281,14 @@ def _conversions_in_loops(ttgir: str) -> int:
     return count
 
 
-def compile_cases(cases: Mapping[str, Callable[[], object]], capabilities: Iterable[int]) -> list[Result]:
-    """Every kernel of every case for every capability, each distinct specialisation compiled once."""
+def compile_cases(cases: Mapping[str, Case], capabilities: Iterable[int]) -> list[Result]:
+    """Every kernel of every case for its capabilities among those given, each distinct specialisation compiled once."""
     launches = [
         (name, capability, launch)
         for capability in capabilities
-        for name, call in cases.items()
-        for launch in launched_kernels(call, capability)
+        for name, case in cases.items()
+        if capability in case.capabilities
+        for launch in launched_kernels(case.call, capability)
     ]
     distinct = {(launch.key, capability): launch for _, capability, launch in launches}
     # Assembling happens in other programs, so threads suffice to keep a few processors busy.

@@ -30,10 +30,28 @@ def noise(shape: tuple[int, ...], value: int = 2**62 + 12345, offset: int = 0) -
     return latent_head(zero, zero, seed(value), offset=offset)[0]
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(case=cases(offsets=(0.0, 3.0)))
-def test_values_and_gradients_equal_the_equations(name: str, case: Case) -> None:
+def test_values_and_gradients_equal_the_equations(case: Case) -> None:
+    assert_values_and_gradients(case, "torch")
+
+
+@pytest.mark.parametrize("name", [IMPLEMENTATIONS[1]])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
+@pytest.mark.parametrize(
+    ("channels", "dtype"), [(1, torch.float16), (3, torch.float32), (4, torch.bfloat16), (8, torch.float32)]
+)
+def test_triton_equals_the_equations(name: str, layout: str, channels: int, dtype: torch.dtype) -> None:
+    assert_values_and_gradients(Case(3, channels, (5, 7), dtype, layout, 1.0, seed=channels), name)
+
+
+@pytest.mark.parametrize("name", [IMPLEMENTATIONS[1]])
+@pytest.mark.parametrize("channels", [12, 40])
+def test_triton_goes_over_many_channels_in_parts(name: str, channels: int) -> None:
+    assert_values_and_gradients(Case(2, channels, (40,), torch.float32, "contiguous", 1.0, seed=0), name)
+
+
+def assert_values_and_gradients(case: Case, name: str) -> None:
     mu = case.latent().requires_grad_()
     log_variance = arrange(torch.randn_like(mu.detach().contiguous()), case.layout).requires_grad_()
     with implementation(name):
