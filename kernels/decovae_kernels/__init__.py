@@ -1,4 +1,4 @@
-"""Triton kernels with plain torch definitions beside them. Knows torch and Triton, nothing else of the project."""
+"""Triton kernels with plain torch definitions beside them. Knows torch, NumPy and Triton, nothing else."""
 
 from decovae_kernels.latent_head import latent_head
 from decovae_kernels.moments import channel_moments, decorrelation, moments_decorrelation

@@ -207,3 +207,16 @@ def test_pieces_tile_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         x = torch.randn(shape, dtype=torch.float64, device=DEVICE, requires_grad=True)
         assert torch.autograd.gradcheck(channel_moments, [x])
         torch.testing.assert_close(channel_moments(x), reference.channel_moments(x))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, 1e4])
+def test_ten_million_samples(offset: float) -> None:
+    x = torch.randn(1, 2, 10_000_000, generator=torch.Generator().manual_seed(0)).add_(offset).requires_grad_()
+    mean, scatter = channel_moments(x)
+    truth_mean, truth_scatter = reference.channel_moments(x.detach())
+    torch.testing.assert_close(mean, truth_mean, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(scatter.diagonal(), truth_scatter.diagonal(), rtol=1e-6, atol=0)
+    assert abs(scatter[0, 1] - truth_scatter[0, 1]) <= 1e-6 * truth_scatter[0, 0]
+    (gradient,) = torch.autograd.grad(scatter[0, 1], [x])
+    truth = (x.detach().double() - truth_mean[:, None]).flip(1)
+    assert (gradient.double() - truth).abs().max() <= 1e-6 * (1 + offset)
