@@ -103,7 +103,7 @@ def _head_kernel(
     means = ()
     moments = ()
     for i in tl.static_range(CHANNELS):
-        shifts = shifts + (tl.load(mu_ptr + i * stride_channel).to(tl.float32),)
+        shifts = shifts + (tl.load(mu_ptr + tl.full((), i, tl.int64) * stride_channel).to(tl.float32),)
     if MOMENTS:
         block = program // tiles_per_block
         tile = program % tiles_per_block

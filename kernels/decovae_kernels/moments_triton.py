@@ -229,7 +229,7 @@ def _moments_kernel(
     program = tl.program_id(0)
     shifts = ()
     for i in tl.static_range(CHANNELS):
-        shifts = shifts + (tl.load(x_ptr + i * stride_channel).to(tl.float32),)
+        shifts = shifts + (tl.load(x_ptr + tl.full((), i, tl.int64) * stride_channel).to(tl.float32),)
 
     # Threads start from the mean of the program's first tile: from zero, a first sample far from all others would
     # cost them their digits.

@@ -64,7 +64,9 @@ def load_channels(
         parts = _take_apart(run, CHANNELS, LANES)
     elif LAYOUT == "planes":
         sample = first + tl.arange(0, LANES)
-        pointers = base + tl.arange(0, CHANNELS)[:, None] * stride_channel + sample[None, :] * stride_sample
+        pointers = (
+            base + tl.arange(0, CHANNELS).to(tl.int64)[:, None] * stride_channel + sample[None, :] * stride_sample
+        )
         if MASKED:
             plane = tl.load(pointers, mask=tl.broadcast_to(inside[None, :], (CHANNELS, LANES)), other=0.0)
         else:
@@ -74,7 +76,7 @@ def load_channels(
         sample = first + tl.arange(0, LANES)
         parts = ()
         for i in tl.static_range(CHANNELS):
-            pointers = base + i * stride_channel + sample * stride_sample
+            pointers = base + tl.full((), i, tl.int64) * stride_channel + sample * stride_sample
             if MASKED:
                 parts = parts + (tl.load(pointers, mask=inside, other=0.0),)
             else:
@@ -106,7 +108,9 @@ def store_channels(
             tl.store(pointers, run)
     elif LAYOUT == "planes":
         sample = first + tl.arange(0, LANES)
-        pointers = base + tl.arange(0, CHANNELS)[:, None] * stride_channel + sample[None, :] * stride_sample
+        pointers = (
+            base + tl.arange(0, CHANNELS).to(tl.int64)[:, None] * stride_channel + sample[None, :] * stride_sample
+        )
         plane = tl.trans(tl.reshape(_put_together(parts, CHANNELS, LANES), (LANES, CHANNELS)))
         if MASKED:
             tl.store(pointers, plane, mask=tl.broadcast_to(inside[None, :], (CHANNELS, LANES)))
@@ -115,7 +119,7 @@ def store_channels(
     else:
         sample = first + tl.arange(0, LANES)
         for i in tl.static_range(CHANNELS):
-            pointers = base + i * stride_channel + sample * stride_sample
+            pointers = base + tl.full((), i, tl.int64) * stride_channel + sample * stride_sample
             if MASKED:
                 tl.store(pointers, parts[i], mask=inside)
             else:

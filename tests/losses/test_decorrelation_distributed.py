@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from decovae import channel_statistics, sid_loss, vad_loss
+from decovae import LatentHead, channel_statistics, sid_loss, vad_loss
 from decovae.losses.moments import channel_moments
 
 SIZES = (3, 1, 2)  # volumes a rank, uneven
@@ -83,9 +83,22 @@ def check_rank(rank: int, store: str) -> None:
     value = torch.compile(sid_loss, fullgraph=True, backend="aot_eager")(volumes().split(SIZES)[rank], group=world)
     torch.testing.assert_close(value, sid_loss(volumes()), rtol=1e-6, atol=1e-7)
 
+    check_latent_head(rank, batch)
     check_fsdp(batch)
     check_disagreement(rank)
     dist.destroy_process_group()
+
+
+def check_latent_head(rank: int, batch: torch.Tensor) -> None:
+    """Its moments are the joint batch's, its gradient the world size times the joint loss's; noise stays local."""
+    together = volumes().requires_grad_()
+    (truth,) = torch.autograd.grad(vad_loss(together), [together])
+    mu = batch.clone().requires_grad_()
+    z, _, moments = LatentHead(group=dist.group.WORLD)(mu, torch.zeros_like(mu), seed=rank)
+    assert z.shape == mu.shape
+    torch.testing.assert_close(moments.packed, channel_moments(volumes()).packed, rtol=1e-6, atol=1e-6)
+    (gradient,) = torch.autograd.grad(vad_loss(moments), [mu])
+    torch.testing.assert_close(gradient, WORLD * truth.split(SIZES)[rank], rtol=1e-5, atol=1e-8)
 
 
 def check_fsdp(batch: torch.Tensor) -> None:
