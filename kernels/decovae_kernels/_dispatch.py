@@ -12,6 +12,10 @@ import torch
 VARIABLE = "DECOVAE_KERNELS"
 CHOICES = ("auto", "triton", "torch")
 
+# torch.compile's own CUDA graphs warm up with every allocation in the graph's pool, where a counter that outlives the
+# call must not be. Graphs that are captured by hand are no trouble.
+UNCAPTURED = (torch.Tag.cudagraph_unsafe,)
+
 
 @functools.cache
 def _triton_installed() -> bool:

@@ -28,7 +28,7 @@ def sample_blocks(x: torch.Tensor) -> torch.Tensor | None:
     volume (B = N). Slices along the batch or the channels are views too.
     """
     volumes, channels = x.shape[:2]
-    if x.is_contiguous() and x.numel() > 0:
+    if x.is_contiguous() and x.numel() > volumes * channels:
         return x.view(volumes, channels, -1)
     spatial = list(range(2, x.ndim))
     length = x.numel() // max(volumes * channels, 1)

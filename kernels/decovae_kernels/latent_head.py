@@ -14,7 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 from decovae_kernels import moments_torch, ranks
 from decovae_kernels import packed as packing
 from decovae_kernels._autograd import differentiable
-from decovae_kernels._dispatch import full_precision
+from decovae_kernels._dispatch import UNCAPTURED, full_precision
 from decovae_kernels._layout import sample_blocks
 from decovae_kernels.moments import check_latent, product_flops, runs_in_triton
 from decovae_kernels.philox import normals
@@ -60,7 +60,7 @@ def latent_head(
     return z, kl, packed
 
 
-@torch.library.custom_op("decovae::latent_head", mutates_args=())
+@torch.library.custom_op("decovae::latent_head", mutates_args=(), tags=UNCAPTURED)
 def _latent_head(
     mu: torch.Tensor, log_variance: torch.Tensor, seed: torch.Tensor, offset: int, group: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

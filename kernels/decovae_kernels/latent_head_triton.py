@@ -45,7 +45,7 @@ def _normals(seed, offset, sample, group):
     low = (sample & 0xFFFFFFFF).to(tl.uint32)
     high = (sample >> 32).to(tl.uint32)
     zero = low * 0
-    a, b, c, d = tl.philox(seed, low, high, zero + group, zero + offset.to(tl.uint32))
+    a, b, c, d = tl.philox(seed, low, high, zero + group, zero + tl.full((), offset, tl.int64).to(tl.uint32))
     first = _pair(_uniform(a), _uniform(b))
     return first + _pair(_uniform(c), _uniform(d))
 

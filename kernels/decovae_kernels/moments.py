@@ -19,7 +19,7 @@ from torch.utils.flop_counter import register_flop_formula
 from decovae_kernels import moments_torch, ranks, terms
 from decovae_kernels import packed as packing
 from decovae_kernels._autograd import differentiable
-from decovae_kernels._dispatch import full_precision, wants_triton
+from decovae_kernels._dispatch import UNCAPTURED, full_precision, wants_triton
 from decovae_kernels._layout import readable_blocks, sample_blocks
 from decovae_kernels.terms import Terms
 
@@ -85,10 +85,12 @@ def check_latent(x: torch.Tensor) -> None:
 
 def runs_in_triton(x: torch.Tensor) -> bool:
     """Whether the kernels take `x`, by DECOVAE_KERNELS, dtype and number of channels."""
-    return wants_triton(x) and x.dtype != torch.float64 and x.shape[1] <= MAX_TRITON_CHANNELS
+    # The kernels number samples, and lanes beyond the last, in 32 bits.
+    numbered = x.numel() // x.shape[1] < 2**31 - 2**13
+    return wants_triton(x) and x.dtype != torch.float64 and x.shape[1] <= MAX_TRITON_CHANNELS and numbered
 
 
-@torch.library.custom_op("decovae::channel_moments", mutates_args=())
+@torch.library.custom_op("decovae::channel_moments", mutates_args=(), tags=UNCAPTURED)
 def _channel_moments(x: torch.Tensor, group: str) -> torch.Tensor:
     return ranks.merge_across(_local_moments(x), group)
 
@@ -98,7 +100,7 @@ def _(x: torch.Tensor, group: str) -> torch.Tensor:
     return x.new_empty(packing.size(x.shape[1]), dtype=torch.float64)
 
 
-@torch.library.custom_op("decovae::decorrelation", mutates_args=())
+@torch.library.custom_op("decovae::decorrelation", mutates_args=(), tags=UNCAPTURED)
 def _decorrelation(
     x: torch.Tensor,
     sid: float,

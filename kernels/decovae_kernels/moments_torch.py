@@ -84,7 +84,10 @@ def _parts(blocks: torch.Tensor) -> list[torch.Tensor]:
 
 def _working_dtype(x: torch.Tensor) -> torch.dtype:
     """float32 where its products are true float32 products, else float64, which no TF32 or bf16 setting reaches."""
-    lowered = x.is_cuda or torch.get_float32_matmul_precision() != "highest"
+    try:
+        lowered = x.is_cuda or torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:  # set by the newer fp32_precision, which the older question does not understand
+        lowered = True
     return torch.float64 if lowered else torch.promote_types(x.dtype, torch.float32)
 
 
@@ -94,8 +97,8 @@ def _pieces(blocks: torch.Tensor) -> Iterator[torch.Tensor]:
     runs, run = _cut(length)
     whole = blocks[..., : runs * run].unflatten(-1, (runs, run)).transpose(1, 2)
     # Whole volumes to a piece where several fit, else parts of one.
-    several = max(_PIECE // (channels * run * runs), 1)
-    part = min(runs, max(_PIECE // (channels * run), 1))
+    most = max(min(_PIECE // (channels * run), _ROW_NUMBERS // channels**2), 1)
+    several, part = max(most // runs, 1), min(runs, most)
     for first in range(0, volumes, several):
         for start in range(0, runs, part):
             yield whole[first : first + several, start : start + part]

@@ -157,14 +157,14 @@ def _evaluate(
     diagonal = (i == j) & (i < CHANNELS)
     # Multiplied, not selected: 0 · NaN keeps a non-finite diagonal visible, even with a single channel.
     off_diagonal = tl.where((i < CHANNELS) & (j < CHANNELS) & (i != j), 1.0, 0.0).to(tl.float64)
-    per_sample = 1.0 / (number - 1.0)
+    per_sample = tl.where(number > 1.0, 1.0 / (number - 1.0), float("nan"))
     own = tl.where(diagonal, scatter, 0.0)
     own = tl.where(tl.abs(own) == float("inf"), float("nan"), own)
     second_i = tl.sum(own, axis=1)[:, None]
     second_j = tl.sum(own, axis=0)[None, :]
 
     one = tl.full((), 1.0, tl.float64)
-    loss = 0.0 * number
+    loss = 0.0 * per_sample
     gradient = 0.0 * scatter
     if sid != 0:
         weight = sid * one / (CHANNELS * CHANNELS)
@@ -488,6 +488,7 @@ def loss_and_direction(packed: torch.Tensor, terms: Terms) -> tuple[torch.Tensor
     channels = packing.channels_of(packed)
     if channels > _MAX_LOSS_CHANNELS:
         return evaluate_in_torch(packed, terms)
+    packed = packed.contiguous()
     loss, direction = packed.new_empty(()), torch.empty_like(packed)
     with torch.cuda.device_of(packed):
         _loss_kernel[(1,)](

@@ -47,7 +47,7 @@ def _evaluate(packed: packing.Array, terms: Terms) -> tuple[packing.Array, packi
     xp = packing.namespace(packed)
     channels = packing.channels_of(packed)
     scatter = packing.scatter_of(packed)
-    per_sample = 1 / (packed[0] - 1)
+    per_sample = xp.where(packed[0] > 1, 1 / (packed[0] - 1), xp.nan)  # fewer have no covariance
     # An infinite second moment (squares beyond the dtype) must not pass as a channel without correlation: x/∞ = 0.
     second = xp.diagonal(scatter)
     second = xp.where(xp.isinf(second), xp.nan, second)
@@ -56,7 +56,7 @@ def _evaluate(packed: packing.Array, terms: Terms) -> tuple[packing.Array, packi
     # Multiplied, not selected: 0 · NaN keeps a non-finite diagonal visible, even with a single channel.
     off_diagonal = 1 - identity
 
-    loss = 0 * packed[0]
+    loss = 0 * per_sample
     gradient = 0 * identity
     if terms.sid:
         weight = terms.sid / channels**2

@@ -48,7 +48,7 @@ def _latent_head(channels: int, dtype: str, layout: str) -> None:
     from decovae_kernels._layout import readable_blocks
 
     mu, log_variance, z = (readable_blocks(_latent(channels, dtype, layout)) for _ in range(3))
-    latent_head_triton.forward(mu, log_variance, z, torch.empty(1, dtype=torch.int64), 0)
+    latent_head_triton.forward(mu, log_variance, z, torch.empty(1, dtype=torch.int64), 1)
 
 
 def _latent_head_gradient(channels: int, dtype: str, layout: str) -> None:
@@ -59,7 +59,7 @@ def _latent_head_gradient(channels: int, dtype: str, layout: str) -> None:
     tensors = [readable_blocks(_latent(channels, dtype, layout)) for _ in range(5)]
     packed, direction = torch.empty(2, packing.size(channels), dtype=torch.float64)
     seed = torch.empty(1, dtype=torch.int64)
-    latent_head_triton.backward(*tensors, seed, 0, packed, torch.empty(()), direction, 1)
+    latent_head_triton.backward(*tensors, seed, 1, packed, torch.empty(()), direction, 1)
 
 
 # Host functions, called with every shape, dtype and layout. They launch what they would on a GPU.

@@ -142,7 +142,7 @@ def test_variances_are_far_better_than_the_bound(name: str) -> None:
 
 
 def test_more_channels_than_triton_holds_take_the_torch_path() -> None:
-    x = torch.randn(2, 40, 50, device=DEVICE)
+    x = torch.randn(2, 65, 50, device=DEVICE)
     with implementation("triton"):
         _, scatter = channel_moments(x)
     torch.testing.assert_close(scatter, reference.channel_moments(x)[1], rtol=1e-5, atol=1e-4)
@@ -220,3 +220,13 @@ def test_ten_million_samples(offset: float) -> None:
     (gradient,) = torch.autograd.grad(scatter[0, 1], [x])
     truth = (x.detach().double() - truth_mean[:, None]).flip(1)
     assert (gradient.double() - truth).abs().max() <= 1e-6 * (1 + offset)
+
+
+@pytest.mark.parametrize("shape", [(2000, 64), (3000, 3, 1), (70, 33, 2003), (1, 1, 2)])
+def test_every_sample_is_counted_once(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 1
+    mean, scatter = channel_moments(x)
+    truth_mean, truth_scatter = reference.channel_moments(x)
+    assert packed_moments(x)[0] == x.numel() // x.shape[1]
+    torch.testing.assert_close(mean, truth_mean, rtol=1e-6, atol=1e-6)
+    assert (scatter - truth_scatter).abs().max() <= 1e-6 * truth_scatter.diagonal().max()
