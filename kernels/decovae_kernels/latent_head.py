@@ -74,7 +74,7 @@ def _latent_head(
         result = _latent_head(mu.contiguous(), log_variance.contiguous(), seed, offset, group)
         return z.copy_(result[0]), *result[1:]
     source, spread, target = blocks
-    if runs_in_triton(mu) and log_variance.dtype != torch.float64:
+    if _both_run_in_triton(mu, log_variance):
         from decovae_kernels import latent_head_triton
 
         kl, packed = latent_head_triton.forward(source, spread, target, seed, offset)
@@ -118,7 +118,7 @@ def _latent_head_backward(
         return grads[0].copy_(found[0]), grads[1].copy_(found[1])
     source, spread, out_mu, out_spread = blocks[:4]
     upstream = blocks[4] if given else None
-    if runs_in_triton(mu) and log_variance.dtype != torch.float64:
+    if _both_run_in_triton(mu, log_variance):
         from decovae_kernels import latent_head_triton
 
         latent_head_triton.backward(
@@ -172,6 +172,10 @@ register_flop_formula(torch.ops.decovae.latent_head)(product_flops)
 def _backward_flops(shape: torch.Size, *others: Any, **_: Any) -> int:
     grad_packed = others[6]
     return 0 if grad_packed is None else product_flops(shape)
+
+
+def _both_run_in_triton(mu: torch.Tensor, log_variance: torch.Tensor) -> bool:
+    return runs_in_triton(mu) and log_variance.dtype != torch.float64
 
 
 def _kl_dtype(mu: torch.Tensor) -> torch.dtype:

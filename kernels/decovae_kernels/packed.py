@@ -53,13 +53,6 @@ def scatter_of(packed: Array) -> Array:
     return packed[..., 1 + channels :].reshape(*packed.shape[:-1], channels, channels)
 
 
-def pack(count: float | torch.Tensor, mean: torch.Tensor, scatter: torch.Tensor) -> torch.Tensor:
-    """The vector of a set of samples from its count, mean (C,) and scatter (C, C)."""
-    if not isinstance(count, torch.Tensor):
-        count = mean.new_full((), count, dtype=torch.float64)
-    return torch.cat([count.double().reshape(1), mean.double(), scatter.double().flatten()])
-
-
 def merge_moments(rows: Array) -> Array:
     """Moments of a union of K disjoint sets of samples, from theirs (Chan, Golub, LeVeque 1979).
 
