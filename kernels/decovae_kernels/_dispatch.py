@@ -8,6 +8,7 @@ import importlib.util
 import os
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 VARIABLE = "DECOVAE_KERNELS"
 CHOICES = ("auto", "triton", "torch")
@@ -23,11 +24,17 @@ def _triton_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def without_memory(x: torch.Tensor) -> bool:
+    """Whether `x` has a shape and no content: nothing is launched on it."""
+    return isinstance(x, FakeTensor) or x.is_meta
+
+
 def wants_triton(x: torch.Tensor) -> bool:
     """Whether the environment variable DECOVAE_KERNELS sends a tensor like `x` to Triton.
 
     `auto` (the default) means Triton for CUDA tensors where Triton is installed and torch elsewhere, `torch` means
-    torch everywhere, `triton` means Triton everywhere; on CPU tensors that works in Triton's interpreter only.
+    torch everywhere, `triton` means Triton everywhere; on CPU tensors that works in Triton's interpreter only, and on
+    fake ones, which are never launched on.
 
     Raises:
         ValueError: DECOVAE_KERNELS has another value.
@@ -42,7 +49,7 @@ def wants_triton(x: torch.Tensor) -> bool:
         return x.is_cuda and _triton_installed()
     if not _triton_installed():
         raise RuntimeError(f"{VARIABLE}=triton, but Triton is not installed: install it or use {VARIABLE}=auto")
-    if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+    if not x.is_cuda and not without_memory(x) and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError(
             f"{VARIABLE}=triton cannot run on a tensor on {x.device}: use {VARIABLE}=auto, or set TRITON_INTERPRET=1 "
             "before the first import to run the kernels in Triton's interpreter"

@@ -48,3 +48,10 @@ def readable_blocks(x: torch.Tensor) -> torch.Tensor:
         blocks = sample_blocks(x.contiguous())
     assert blocks is not None  # a contiguous tensor always has a view
     return blocks
+
+
+def dense(x: torch.Tensor) -> torch.Tensor:
+    """`x` itself if it is contiguous or channels-last, else a contiguous copy."""
+    layouts = [torch.contiguous_format]
+    layouts += {4: [torch.channels_last], 5: [torch.channels_last_3d]}.get(x.ndim, [])
+    return x if any(x.is_contiguous(memory_format=layout) for layout in layouts) else x.contiguous()

@@ -1,0 +1,165 @@
+"""Convolutions as the fused blocks use them: torch's own, in the layout and dtype of their input, whole or in slabs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch.utils.flop_counter import conv_flop_count
+
+from decovae_kernels._dispatch import full_precision
+from decovae_kernels._norm import Kernels, Norm, runs_in_triton
+
+
+class Geometry(NamedTuple):
+    """How a convolution of three spatial axes walks; padding is with zeros, on both sides of an axis."""
+
+    stride: tuple[int, ...] = (1, 1, 1)
+    padding: tuple[int, ...] = (1, 1, 1)
+    dilation: tuple[int, ...] = (1, 1, 1)
+    groups: int = 1
+
+    @property
+    def shape_preserving(self) -> bool:
+        """Whether the output of a 3³ kernel has the size of the input."""
+        return self[:3] == ((1, 1, 1), (1, 1, 1), (1, 1, 1))
+
+
+SAME = Geometry()
+POINTWISE = Geometry(padding=(0, 0, 0))
+
+
+def arranged(x: torch.Tensor) -> torch.Tensor:
+    """`x` in the layout that its convolutions are fastest in: channels-last for Triton's neighbours, else as it is."""
+    if runs_in_triton(x):
+        return x.contiguous(memory_format=torch.channels_last_3d)
+    return x if is_channels_last(x) else x.contiguous()
+
+
+def is_channels_last(x: torch.Tensor) -> bool:
+    """Whether the channels of a voxel lie side by side, and not also in planes of their own."""
+    return x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
+
+
+def alike(x: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
+    """`x` in the layout of `model`."""
+    layout = torch.channels_last_3d if is_channels_last(model) else torch.contiguous_format
+    return x.contiguous(memory_format=layout)
+
+
+def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry) -> torch.Tensor:
+    """The convolution in the dtype of `x`; in channels-last layout where Triton's kernels read it."""
+    with full_precision(x):
+        bias = None if bias is None else bias.to(x.dtype)
+        y = torch.ops.aten.convolution(x, _like_input(weight, x), bias, *_arguments(geometry))
+    return y.contiguous(memory_format=torch.channels_last_3d) if runs_in_triton(x) else y
+
+
+def input_gradient(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """The gradient of a convolution with respect to its input, whose shape alone is taken from `x`."""
+    with full_precision(x):
+        found: torch.Tensor = torch.ops.aten.convolution_backward(
+            grad, x, _like_input(weight, x), None, *_arguments(geometry), [True, False, False]
+        )[0]
+    return alike(found, x)
+
+
+def weight_gradient(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """The gradient of a convolution with respect to its weight, in the dtype of `weight`."""
+    with full_precision(x):
+        found: torch.Tensor = torch.ops.aten.convolution_backward(
+            grad, x, _like_input(weight, x), None, *_arguments(geometry), [False, True, False]
+        )[1]
+    return found.to(weight.dtype)
+
+
+def bias_gradient(grad: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """The gradient of a convolution with respect to its bias, summed in float32 at least."""
+    wide = torch.promote_types(grad.dtype, torch.float32)
+    return grad.sum(dim=(0, 2, 3, 4), dtype=wide).to(bias.dtype)
+
+
+def _arguments(geometry: Geometry) -> tuple[object, ...]:
+    stride, padding, dilation, groups = geometry
+    return list(stride), list(padding), list(dilation), False, [0, 0, 0], groups
+
+
+def _like_input(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The weight in the dtype of `x`, and in its layout, which a convolution would otherwise convert on every call."""
+    weight = weight.to(x.dtype)
+    if not runs_in_triton(x):
+        return weight
+    # By permutation: with one input channel the strides would else stay ambiguous, and torch would fall back to planes.
+    return weight.permute(0, 2, 3, 4, 1).contiguous().permute(0, 4, 1, 2, 3)
+
+
+def fits(x: torch.Tensor, geometry: Geometry, tile_bytes: int) -> bool:
+    """Whether a temporary as large as `x` may be whole; a convolution with strides or dilation is never cut."""
+    whole = geometry.stride != (1, 1, 1) or geometry.dilation != (1, 1, 1)
+    return whole or tile_bytes <= 0 or x.nbytes <= tile_bytes
+
+
+class Slab(NamedTuple):
+    """Output planes [start, end) of one volume."""
+
+    volume: int
+    start: int
+    end: int
+
+    def of(self, x: torch.Tensor) -> torch.Tensor:
+        """These planes of `x`, (1, C, end − start, H, W)."""
+        return x[self.volume : self.volume + 1, :, self.start : self.end]
+
+
+def normalized_slabs(
+    kernels: Kernels,
+    x: torch.Tensor,
+    state: torch.Tensor,
+    norm: Norm,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    geometry: Geometry,
+    tile_bytes: int,
+) -> Iterator[tuple[Slab, torch.Tensor]]:
+    """conv(act(γ x̂ + β)), a slab of planes after the other, whose activations take about `tile_bytes` at a time.
+
+    The norm's statistics are those of the whole volume and the slabs overlap by the kernel's reach, so there are no
+    seams: together the slabs are the untiled result.
+    """
+    volumes, channels, depth, height, width = x.shape
+    reach, padding = weight.shape[2] - 1, geometry.padding[0]
+    plane = channels * height * width * x.element_size()
+    planes = max(tile_bytes // max(plane, 1) - reach, 1)
+    inner = geometry._replace(padding=(0, *geometry.padding[1:]))
+    layout = torch.channels_last_3d if is_channels_last(x) or runs_in_triton(x) else torch.contiguous_format
+    for volume in range(volumes):
+        for start in range(0, depth + 2 * padding - reach, planes):
+            end = min(start + planes, depth + 2 * padding - reach)
+            first, last = start - padding, end - padding + reach
+            tile = torch.empty(
+                (1, channels, last - first, height, width), dtype=x.dtype, device=x.device, memory_format=layout
+            )
+            inside = Slab(volume, max(first, 0), min(last, depth))
+            tile[:, :, : inside.start - first].zero_()
+            tile[:, :, inside.end - first :].zero_()
+            target = tile[:, :, inside.start - first : inside.end - first]
+            kernels.apply(inside.of(x), state[volume : volume + 1], norm, out=target)
+            yield Slab(volume, start, end), convolve(tile, weight, bias, inner)
+
+
+def output_like(x: torch.Tensor, channels: int, spatial: tuple[int, ...]) -> torch.Tensor:
+    """An empty (N, channels, *spatial) in the layout, dtype and device of `x`."""
+    layout = torch.channels_last_3d if is_channels_last(x) or runs_in_triton(x) else torch.contiguous_format
+    return torch.empty((x.shape[0], channels, *spatial), dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+def output_size(spatial: tuple[int, ...], kernel: tuple[int, ...], geometry: Geometry) -> tuple[int, ...]:
+    """Spatial size of a convolution's output."""
+    axes = zip(spatial, kernel, geometry.stride, geometry.padding, geometry.dilation, strict=True)
+    return tuple((size + 2 * pad - dilation * (taps - 1) - 1) // step + 1 for size, taps, step, pad, dilation in axes)
+
+
+def flops(x: torch.Size, weight: torch.Size, spatial: tuple[int, ...]) -> int:
+    """Operations, two a multiply-add, of a convolution of `x` to an output of that spatial size."""
+    return conv_flop_count(list(x), list(weight), [x[0], weight[0], *spatial])

@@ -1,0 +1,32 @@
+"""Launching Triton kernels from code that also runs on fake tensors.
+
+Host functions allocate and launch; on fake tensors they only allocate. So an operator's implementation is its own fake:
+shapes, strides and temporaries cannot differ between the two, and memory can be predicted without a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from decovae_kernels._dispatch import without_memory
+
+IMPLEMENTATIONS: dict[Any, Callable[..., Any]] = {}
+"""Operator overload → the function behind it, for whoever wants to see an operator's temporaries."""
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """`kernel[grid](*arguments, **options)`, unless a tensor among the arguments has no memory or the grid is empty."""
+    if 0 in grid or any(isinstance(x, torch.Tensor) and without_memory(x) for x in arguments):
+        return
+    kernel[grid](*arguments, **options)
+
+
+def self_describing(operator: Any) -> Any:
+    """Make the implementation of a `torch.library.custom_op` its own fake, and list it in `IMPLEMENTATIONS`."""
+    implementation = operator._init_fn
+    operator.register_fake(implementation)
+    IMPLEMENTATIONS[operator._opoverload] = implementation
+    return operator
