@@ -1,8 +1,26 @@
 """Triton kernels with plain torch definitions beside them. Knows torch, NumPy and Triton, nothing else."""
 
+from decovae_kernels._convolution import Geometry
+from decovae_kernels.convolution import convolution
+from decovae_kernels.group_norm import group_norm
 from decovae_kernels.latent_head import latent_head
 from decovae_kernels.moments import channel_moments, decorrelation, moments_decorrelation
+from decovae_kernels.norm_conv import norm_conv
 from decovae_kernels.packed import merge_moments
+from decovae_kernels.residual_block import BlockParameters, residual_block
 from decovae_kernels.terms import Terms
 
-__all__ = ["Terms", "channel_moments", "decorrelation", "latent_head", "merge_moments", "moments_decorrelation"]
+__all__ = [
+    "BlockParameters",
+    "Geometry",
+    "Terms",
+    "channel_moments",
+    "convolution",
+    "decorrelation",
+    "group_norm",
+    "latent_head",
+    "merge_moments",
+    "moments_decorrelation",
+    "norm_conv",
+    "residual_block",
+]

@@ -26,9 +26,16 @@ def normalize(
     x: torch.Tensor, statistics: torch.Tensor | None, shift: torch.Tensor | None, norm: Norm
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """act(γ x̂ + β) and the state. There are no `statistics`, and no `shift`: convolutions add their bias here."""
-    weight, bias = _parameters(norm, x)
-    y, mean, rstd = torch.native_group_norm(x, weight, bias, *_sizes(x), norm.groups, norm.eps)
-    return torch.nn.functional.silu(y, inplace=True) if norm.silu else y, torch.stack((mean, rstd), dim=1)
+    y, mean, rstd = _native(x, norm)
+    return _activated(y, norm), torch.stack((mean, rstd), dim=1)
+
+
+def _native(x: torch.Tensor, norm: Norm) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return torch.native_group_norm(x, *_parameters(norm, x), *_sizes(x), norm.groups, norm.eps)
+
+
+def _activated(y: torch.Tensor, norm: Norm) -> torch.Tensor:
+    return torch.nn.functional.silu(y, inplace=True) if norm.silu else y
 
 
 def state(x: torch.Tensor, statistics: torch.Tensor | None, shift: torch.Tensor | None, norm: Norm) -> torch.Tensor:
@@ -55,29 +62,27 @@ def add(
 
 
 def apply(x: torch.Tensor, state: torch.Tensor, norm: Norm, *, out: torch.Tensor | None = None) -> torch.Tensor:
-    """act(γ x̂ + β) of any part of the samples, in the dtype of `x`, written to `out` or to a new tensor."""
-    y = _affine(x, state, norm)
-    y = torch.nn.functional.silu(y, inplace=True) if norm.silu else y
-    return y if out is None else out.copy_(y)
-
-
-def _affine(x: torch.Tensor, state: torch.Tensor, norm: Norm) -> torch.Tensor:
+    """act(γ x̂ + β) in the dtype of `x`: of some planes, written to `out`, or of all of x, to a new tensor."""
+    if out is None:
+        # With its statistics once more, which costs less than torch's products of tensors of two shapes or dtypes.
+        return _activated(_native(x, norm)[0], norm)
     volumes, channels = x.shape[:2]
     mean, rstd = (part.repeat_interleave(channels // norm.groups, dim=1) for part in state.unbind(1))
     scale = rstd * norm.weight
     shape = (volumes, channels, *[1] * (x.ndim - 2))
-    return torch.addcmul((norm.bias - mean * scale).view(shape), x, scale.view(shape)).to(x.dtype)
+    y = (x.to(scale.dtype) * scale.view(shape)).add_((norm.bias - mean * scale).view(shape))
+    return out.copy_(_activated(y, norm))
 
 
 def begin_gradient(
     grad: torch.Tensor, x: torch.Tensor, state: torch.Tensor, norm: Norm, *, activation: bool
 ) -> tuple[Carry, torch.Tensor]:
     """The gradient with respect to γ x̂ + β; on request, act(γ x̂ + β) once more (else empty)."""
-    z = _affine(x, state, norm)
+    z = _native(x, norm)[0]
     dz = torch.ops.aten.silu_backward(grad, z) if norm.silu else grad
     if not activation:
         return (dz,), x.new_empty(0)
-    return (dz,), torch.nn.functional.silu(z, inplace=True) if norm.silu else z
+    return (dz,), _activated(z, norm)
 
 
 def finish_gradient(

@@ -147,7 +147,7 @@ def _backward(ctx: Any, grad: torch.Tensor | None, *_: torch.Tensor | None) -> t
     if grad is None:
         return (None,) * 14
     along_x, *others = _norm_conv_backward(grad, *ctx.saved_tensors, *ctx.options)
-    return along_x, None, *others, *[None] * (13 - 1 - len(others)), None
+    return along_x, None, *others, *[None] * (12 - len(others))
 
 
 _call = differentiable(_norm_conv, _save, _backward)

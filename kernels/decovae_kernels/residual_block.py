@@ -249,9 +249,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
 def _backward(ctx: Any, grad: torch.Tensor | None, *_: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     if grad is None:
         return (None,) * 18
-    along_x, *others = _residual_block_backward(grad, *ctx.saved_tensors, *ctx.options)
-    given = ctx.saved_tensors[4:]
-    along = (found if parameter is not None else None for found, parameter in zip(others, given, strict=True))
+    saved = ctx.saved_tensors  # read once: activation checkpointing refuses a second time
+    along_x, *others = _residual_block_backward(grad, *saved, *ctx.options)
+    along = (found if parameter is not None else None for found, parameter in zip(others, saved[4:], strict=True))
     return along_x, None, *along, *[None] * 6
 
 
