@@ -73,7 +73,7 @@ def _sigmoid(z):
 
 
 @triton.jit
-def _sum_kernel(
+def _add_kernel(
     left, right, bias, out, partial, C, S, chunk, stride_n, stride_c, stride_s,
     HAS_LEFT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_OUT: tl.constexpr, HAS_PARTIAL: tl.constexpr,
     MASKED: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -119,7 +119,7 @@ def _sum_kernel(
 
 
 @triton.jit
-def _state_kernel(
+def _norm_state_kernel(
     partial, bias, state, C, P, eps,
     HAS_BIAS: tl.constexpr, GROUP: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
@@ -163,7 +163,7 @@ def _state_kernel(
 
 
 @triton.jit
-def _apply_kernel(
+def _norm_apply_kernel(
     x, state, weight, bias, out, C, S, chunk, stride_n, stride_c, stride_s,
     SILU: tl.constexpr, MASKED: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -195,7 +195,7 @@ def _through_activation(grad, normal, weight, bias, SILU: tl.constexpr):
 
 
 @triton.jit
-def _sums_kernel(
+def _norm_sums_kernel(
     grad, x, state, weight, bias, activation, partial, C, S, chunk, stride_n, stride_c, stride_s,
     SILU: tl.constexpr, HAS_ACTIVATION: tl.constexpr,
     MASKED: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -226,7 +226,7 @@ def _sums_kernel(
 
 
 @triton.jit
-def _coefficients_kernel(
+def _norm_coefficients_kernel(
     partial, state, weight, means, along_weight, along_bias, along_shift, N, C, P, S,
     GROUP: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
@@ -267,7 +267,7 @@ def _coefficients_kernel(
 
 
 @triton.jit
-def _gradient_kernel(
+def _norm_gradient_kernel(
     grad, x, state, weight, bias, means, other, out, C, S, chunk, stride_n, stride_c, stride_s,
     SILU: tl.constexpr, HAS_OTHER: tl.constexpr,
     MASKED: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -358,7 +358,7 @@ def add(
     plan = _plan(right)
     partial = right.new_empty((plan.volumes, plan.programs if statistics else 0, 3, plan.channels), dtype=torch.float32)
     launch(
-        _sum_kernel, plan.grid, right if left is None else alike(left, right), right, right if bias is None else bias,
+        _add_kernel, plan.grid, right if left is None else alike(left, right), right, right if bias is None else bias,
         right if out is None else out, partial, *plan.arguments,
         HAS_LEFT=left is not None, HAS_BIAS=bias is not None, HAS_OUT=out is not None, HAS_PARTIAL=statistics,
         **plan.options,
@@ -374,7 +374,7 @@ def state(x: torch.Tensor, statistics: torch.Tensor | None, shift: torch.Tensor 
     found = x.new_empty((volumes, 3, channels), dtype=torch.float32)
     group = channels // norm.groups
     launch(
-        _state_kernel, (norm.groups, volumes), statistics, found if shift is None else shift, found,
+        _norm_state_kernel, (norm.groups, volumes), statistics, found if shift is None else shift, found,
         channels, chunks, norm.eps, HAS_BIAS=shift is not None, **_group_tile(group),
     )  # fmt: skip
     return found
@@ -393,7 +393,7 @@ def apply(x: torch.Tensor, state: torch.Tensor, norm: Norm, *, out: torch.Tensor
     out = torch.empty_like(x) if out is None else out
     plan = _plan(x)
     launch(
-        _apply_kernel, plan.grid, x, state, norm.weight, norm.bias, out, *plan.arguments, SILU=norm.silu,
+        _norm_apply_kernel, plan.grid, x, state, norm.weight, norm.bias, out, *plan.arguments, SILU=norm.silu,
         **plan.options,
     )  # fmt: skip
     return out
@@ -408,7 +408,7 @@ def begin_gradient(
     again = torch.empty_like(x) if activation else x.new_empty(0)
     partial = x.new_empty((plan.volumes, plan.programs, 2, plan.channels), dtype=torch.float32)
     launch(
-        _sums_kernel, plan.grid, grad, x, state, norm.weight, norm.bias, again if activation else x, partial,
+        _norm_sums_kernel, plan.grid, grad, x, state, norm.weight, norm.bias, again if activation else x, partial,
         *plan.arguments, SILU=norm.silu, HAS_ACTIVATION=activation, **plan.options,
     )  # fmt: skip
     return (grad, partial), again
@@ -428,12 +428,12 @@ def finish_gradient(
     # Three tensors, not views of one: an operator's outputs must not share memory.
     weight, bias, shift = (x.new_empty(channels, dtype=torch.float32) for _ in range(3))
     launch(
-        _coefficients_kernel, (norm.groups,), partial, state, norm.weight, means, weight, bias, shift,
+        _norm_coefficients_kernel, (norm.groups,), partial, state, norm.weight, means, weight, bias, shift,
         plan.volumes, channels, plan.programs, plan.samples, **_group_tile(channels // norm.groups),
     )  # fmt: skip
     out = grad if over else torch.empty_like(x)
     launch(
-        _gradient_kernel, plan.grid, grad, x, state, norm.weight, norm.bias, means,
+        _norm_gradient_kernel, plan.grid, grad, x, state, norm.weight, norm.bias, means,
         grad if other is None else alike(other, x), out, *plan.arguments,
         SILU=norm.silu, HAS_OTHER=other is not None, **plan.options,
     )  # fmt: skip

@@ -62,13 +62,32 @@ def _latent_head_gradient(channels: int, dtype: str, layout: str) -> None:
     latent_head_triton.backward(*tensors, seed, 1, packed, torch.empty(()), direction, 1)
 
 
+def _block(channels: int, dtype: str, layout: str) -> None:
+    """Every pass of a residual block's norms and sums, forward and backward."""
+    from decovae_kernels import group_norm_triton as kernels
+    from decovae_kernels._norm import Norm
+
+    def tensor() -> torch.Tensor:
+        return torch.empty((2, channels, 96, 96, 96), dtype=DTYPES[dtype], memory_format=FORMATS[layout])
+
+    parameter = torch.empty(channels)
+    norm = Norm(parameter, parameter, 32, 1e-6, True)
+    x = tensor()
+    statistics = kernels.add(x, tensor(), parameter, out=x, statistics=True)
+    _, state = kernels.normalize(x, statistics, parameter, norm)
+    carry, _ = kernels.begin_gradient(tensor(), x, state, norm, activation=True)
+    kernels.finish_gradient(carry, x, state, norm, other=tensor(), over=True)
+
+
 # Host functions, called with every shape, dtype and layout. They launch what they would on a GPU.
 HOST_FUNCTIONS: dict[str, Callable[[int, str, str], None]] = {
     "decorrelation": _decorrelation,
     "input_gradient": _input_gradient,
     "latent_head": _latent_head,
     "latent_head_gradient": _latent_head_gradient,
+    "block": _block,
 }
+LATENT = [name for name in HOST_FUNCTIONS if name != "block"]
 
 # What each kernel does with the large tensors: "" for kernels that only touch a few numbers of it.
 STREAMS = {
@@ -79,14 +98,27 @@ STREAMS = {
     "_gradient_dot_kernel": "",
     "_head_kernel": "loads and stores",
     "_head_gradient_kernel": "loads and stores",
+    "_add_kernel": "loads and stores",
+    "_norm_state_kernel": "",
+    "_norm_apply_kernel": "loads and stores",
+    "_norm_sums_kernel": "loads and stores",
+    "_norm_coefficients_kernel": "",
+    "_norm_gradient_kernel": "loads and stores",
 }
 
 # Four channels, the paper's, in every form; more of them where registers are scarcest.
 FORMS = [
-    *itertools.product(HOST_FUNCTIONS, (4,), DTYPES, FORMATS, (CAPABILITIES,)),
-    *itertools.product(HOST_FUNCTIONS, (8,), ("bfloat16",), FORMATS, ((86,),)),
+    *itertools.product(LATENT, (4,), DTYPES, FORMATS, (CAPABILITIES,)),
+    *itertools.product(LATENT, (8,), ("bfloat16",), FORMATS, ((86,),)),
     *itertools.product(("decorrelation", "input_gradient"), (16,), ("bfloat16",), FORMATS, ((86,),)),
     *itertools.product(("decorrelation", "input_gradient"), (32, 64), ("bfloat16",), ("contiguous",), (CAPABILITIES,)),
+]
+FORMS += [
+    # The features of the autoencoder's levels.
+    ("block", 64, "bfloat16", "channels_last", CAPABILITIES),
+    ("block", 256, "bfloat16", "channels_last", (86,)),
+    ("block", 128, "float32", "channels_last", (90,)),
+    ("block", 64, "bfloat16", "contiguous", (86,)),
 ]
 CASES = {
     f"{name}-C{channels}-{dtype}-{layout}": Case(
