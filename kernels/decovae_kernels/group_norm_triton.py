@@ -26,7 +26,7 @@ _WARPS = 4
 # Programs a multiprocessor: its slots at up to 64 registers a thread.
 _PROGRAMS = 8
 # Tiles that a program reads at the least, so that its first and last steps do not dominate.
-_LEAST_TILES = 4
+_LEAST_TILES = 2
 
 FOLDS_BIAS = True
 
@@ -227,15 +227,17 @@ def _norm_sums_kernel(
 
 @triton.jit
 def _norm_coefficients_kernel(
-    partial, state, weight, means, along_weight, along_bias, along_shift, N, C, P, S,
+    partial, state, weight, means, along_weight, along_bias, along_shift, N, C, P, samples,
     GROUP: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
-    """Of one group: the group's means of γ dz and γ dz·x̂ a volume, and the gradients of γ, β and the folded bias."""
+    """Of one group: the group's means of γ dz and γ dz·x̂ a volume, and the gradients of γ, β and the folded bias.
+
+    `samples` is a float: as an integer, a volume of one sample would be a constant.
+    """
     member = tl.arange(0, BLOCK_G)
     inside = member < GROUP
     channel = tl.program_id(0) * GROUP + member
     gamma = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
-    samples = S.to(tl.float32)
     sum_weight = tl.zeros((BLOCK_G,), tl.float32)
     sum_bias = tl.zeros((BLOCK_G,), tl.float32)
     sum_shift = tl.zeros((BLOCK_G,), tl.float32)
@@ -429,7 +431,7 @@ def finish_gradient(
     weight, bias, shift = (x.new_empty(channels, dtype=torch.float32) for _ in range(3))
     launch(
         _norm_coefficients_kernel, (norm.groups,), partial, state, norm.weight, means, weight, bias, shift,
-        plan.volumes, channels, plan.programs, plan.samples, **_group_tile(channels // norm.groups),
+        plan.volumes, channels, plan.programs, 1.0 * plan.samples, **_group_tile(channels // norm.groups),
     )  # fmt: skip
     out = grad if over else torch.empty_like(x)
     launch(

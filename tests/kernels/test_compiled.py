@@ -63,15 +63,17 @@ def _latent_head_gradient(channels: int, dtype: str, layout: str) -> None:
 
 
 def _block(channels: int, dtype: str, layout: str) -> None:
-    """Every pass of a residual block's norms and sums, forward and backward."""
+    """Every pass of a residual block's norms and sums, forward and backward; one voxel where channels are few."""
     from decovae_kernels import group_norm_triton as kernels
     from decovae_kernels._norm import Norm
 
+    size = 96 if channels >= 64 else 1
+
     def tensor() -> torch.Tensor:
-        return torch.empty((2, channels, 96, 96, 96), dtype=DTYPES[dtype], memory_format=FORMATS[layout])
+        return torch.empty((2, channels, size, size, size), dtype=DTYPES[dtype], memory_format=FORMATS[layout])
 
     parameter = torch.empty(channels)
-    norm = Norm(parameter, parameter, 32, 1e-6, True)
+    norm = Norm(parameter, parameter, min(channels, 32), 1e-6, True)
     x = tensor()
     statistics = kernels.add(x, tensor(), parameter, out=x, statistics=True)
     _, state = kernels.normalize(x, statistics, parameter, norm)
@@ -119,6 +121,8 @@ FORMS += [
     ("block", 256, "bfloat16", "channels_last", (86,)),
     ("block", 128, "float32", "channels_last", (90,)),
     ("block", 64, "bfloat16", "contiguous", (86,)),
+    # Where sizes are 1, Triton makes constants of them.
+    ("block", 1, "float32", "contiguous", (86,)),
 ]
 CASES = {
     f"{name}-C{channels}-{dtype}-{layout}": Case(
@@ -156,6 +160,8 @@ def test_nothing_spills(compiled: list[Result], case: str, capability: int) -> N
 
 @pytest.mark.parametrize(("case", "capability"), COMPILED)
 def test_the_large_tensors_move_16_bytes_at_a_time(compiled: list[Result], case: str, capability: int) -> None:
+    if CASES[case].channels == 1:
+        pytest.skip("one number has no neighbours")
     for result in _of(compiled, case, capability):
         code, loop = result.code, result.code.main_loop
         if "loads" in STREAMS[result.kernel]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -130,3 +133,15 @@ def test_wrong_input_is_named() -> None:
         group_norm(x, weight, weight, 3, shift=torch.ones(5))
     with pytest.raises(ValueError, match=r"\(N, C, \*spatial\)"):
         group_norm(weight, weight, weight, 3)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton not installed")
+@pytest.mark.parametrize(("channels", "size"), [(32, 48), (64, 24), (256, 24)])
+def test_one_volume_fills_a_large_gpu(monkeypatch: pytest.MonkeyPatch, channels: int, size: int) -> None:
+    from decovae_kernels import group_norm_triton
+
+    monkeypatch.setattr(group_norm_triton, "multiprocessors", lambda _: 132)
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        x = torch.empty((1, channels, size, size, size), dtype=torch.bfloat16, memory_format=layout)
+        grid = group_norm_triton._plan(x).grid
+        assert math.prod(grid) >= 132
