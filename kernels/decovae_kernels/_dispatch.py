@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import os
 
@@ -13,15 +12,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 VARIABLE = "DECOVAE_KERNELS"
 CHOICES = ("auto", "triton", "torch")
 
+# Looked up, not imported: Triton has no wheels for macOS and Windows, and its import is slow.
+_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+
 # torch.compile's own CUDA graphs warm up with every allocation in the graph's pool, where a counter that outlives the
 # call must not be. Graphs that are captured by hand are no trouble.
 UNCAPTURED = (torch.Tag.cudagraph_unsafe,)
-
-
-@functools.cache
-def _triton_installed() -> bool:
-    # Looked up, not imported: Triton has no wheels for macOS and Windows, and its import is slow.
-    return importlib.util.find_spec("triton") is not None
 
 
 def without_memory(x: torch.Tensor) -> bool:
@@ -46,8 +42,8 @@ def wants_triton(x: torch.Tensor) -> bool:
     if choice == "torch":
         return False
     if choice == "auto":
-        return x.is_cuda and _triton_installed()
-    if not _triton_installed():
+        return x.is_cuda and _TRITON_INSTALLED
+    if not _TRITON_INSTALLED:
         raise RuntimeError(f"{VARIABLE}=triton, but Triton is not installed: install it or use {VARIABLE}=auto")
     if not x.is_cuda and not without_memory(x) and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError(

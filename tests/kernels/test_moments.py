@@ -187,13 +187,13 @@ def test_unknown_implementation_is_refused_by_name() -> None:
 
 def test_triton_on_cpu_tensors_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr("decovae_kernels._dispatch._triton_installed", lambda: True)
+    monkeypatch.setattr("decovae_kernels._dispatch._TRITON_INSTALLED", True)
     with implementation("triton"), pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
         channel_moments(torch.zeros(4, 2))
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("decovae_kernels._dispatch._triton_installed", lambda: False)
+    monkeypatch.setattr("decovae_kernels._dispatch._TRITON_INSTALLED", False)
     channel_moments(torch.zeros(4, 2, device=DEVICE))
     with implementation("triton"), pytest.raises(RuntimeError, match="not installed"):
         channel_moments(torch.zeros(4, 2))
