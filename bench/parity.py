@@ -2,10 +2,10 @@
 
 python -m bench.parity [--steps N] [--out FOLDER] [-- OPTION …]
 
-Four runs of train/vae.py that differ in nothing but arithmetic: plain torch in float32, plain torch in bfloat16, and the
-fused blocks in bfloat16, balanced and tight. What bfloat16 alone does to the curve is the distance between the first
+Four runs of train/vae.py that differ in nothing but arithmetic: plain torch in float32, plain torch in bfloat16, and
+the fused blocks in bfloat16, balanced and tight. What bfloat16 alone does to the curve is the distance between the first
 two; the fused curves should lie as near to the first. Options after ``--`` go to every run, ``--device cuda`` for
-example. Writes parity-DEVICE.json with every curve, and parity-DEVICE.png.
+example. Writes parity-DEVICE.json with the L1 of every step, and parity-DEVICE.png.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ VARIANTS = {
 }
 
 
-def curve(memory: str, precision: str, steps: int, options: list[str]) -> dict[str, list[float]]:
-    """The reconstruction loss and the whole objective of every step of a run in a process of its own."""
+def curve(memory: str, precision: str, steps: int, options: list[str]) -> list[float]:
+    """The reconstruction loss of every step of a run in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         command = f"train/vae.py quickstart --steps {steps} --log-every 1 --memory {memory} --precision {precision}"
         command += f" --validate-every {steps} --checkpoint-every {steps} --out {folder}/run"
         subprocess.run([sys.executable, *command.split(), *options], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if "l1" in row]
-    return {name: [row[name] for row in rows] for name in ("autoencoder", "l1")}
+    return [row["l1"] for row in rows]
 
 
 def distance(values: list[float], reference: list[float]) -> float:
@@ -49,7 +49,7 @@ def distance(values: list[float], reference: list[float]) -> float:
     return float(statistics.fmean(squares) ** 0.5 / statistics.fmean(reference))
 
 
-def draw(curves: dict[str, dict[str, list[float]]], path: Path) -> None:
+def draw(curves: dict[str, list[float]], path: Path) -> None:
     """The curves, and their differences from the reference."""
     import matplotlib
 
@@ -58,10 +58,10 @@ def draw(curves: dict[str, dict[str, list[float]]], path: Path) -> None:
 
     figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(8, 6), layout="constrained")
     styles = dict(zip(curves, ("-", "-", "--", ":"), strict=True))
-    reference = curves[REFERENCE]["l1"]
+    reference = curves[REFERENCE]
     for name, values in curves.items():
-        above.plot(values["l1"], styles[name], label=name, linewidth=1)
-        below.plot([a - b for a, b in zip(values["l1"], reference, strict=True)], styles[name], label=name, linewidth=1)
+        above.plot(values, styles[name], label=name, linewidth=1)
+        below.plot([a - b for a, b in zip(values, reference, strict=True)], styles[name], label=name, linewidth=1)
     above.set(ylabel="L1", yscale="log", title="One seed, quickstart: plain torch and fused blocks")
     below.set(ylabel=f"difference from {REFERENCE}", xlabel="step")
     above.legend()
@@ -79,7 +79,7 @@ def main() -> None:
         name: curve(memory, precision, arguments.steps, arguments.options)
         for name, (memory, precision) in VARIANTS.items()
     }
-    distances = {name: distance(values["l1"], curves[REFERENCE]["l1"]) for name, values in curves.items()}
+    distances = {name: distance(values, curves[REFERENCE]) for name, values in curves.items()}
     machine: dict[str, Any] = describe()
     device = "gpu" if "gpu" in machine else "cpu"
     result = {
@@ -94,7 +94,7 @@ def main() -> None:
     draw(curves, arguments.out / f"parity-{device}.png")
     print("| run | L1 at the end | RMS difference from plain float32 |\n|---|---:|---:|")
     for name, share in distances.items():
-        print(f"| {name} | {curves[name]['l1'][-1]:.4f} | {share:.2%} |")
+        print(f"| {name} | {curves[name][-1]:.4f} | {share:.2%} |")
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def normalized_slabs(
     """conv(act(γ x̂ + β)), a slab of planes after the other, whose activations take about `tile_bytes` at a time.
 
     The norm's statistics are those of the whole volume and the slabs overlap by the kernel's reach, so there are no
-    seams: together the slabs are the untiled result.
+    seams: together the slabs are the untiled result. Whoever iterates drops a slab before asking for the next.
     """
     volumes, channels, depth, height, width = x.shape
     reach, padding = weight.shape[2] - 1, geometry.padding[0]
@@ -145,7 +145,10 @@ def normalized_slabs(
             tile[:, :, inside.end - first :].zero_()
             target = tile[:, :, inside.start - first : inside.end - first]
             kernels.apply(inside.of(x), state[volume : volume + 1], norm, out=target)
-            yield Slab(volume, start, end), convolve(tile, weight, bias, inner)
+            part = convolve(tile, weight, bias, inner)
+            del tile, target  # before the next of each: two at once would double what slabs are there to bound
+            yield Slab(volume, start, end), part
+            del part
 
 
 def output_like(x: torch.Tensor, channels: int, spatial: tuple[int, ...]) -> torch.Tensor:

@@ -19,7 +19,7 @@ from decovae_kernels._convolution import Geometry
 from decovae_kernels._launch import self_describing
 from decovae_kernels._norm import Norm, kernels_for
 
-TILE_BYTES = 256 << 20
+TILE_BYTES = 128 << 20
 """Size of a block's temporaries where no gradient is wanted; larger ones are computed in slabs."""
 
 
@@ -101,6 +101,7 @@ def _norm_conv(
     slabs = conv.normalized_slabs(kernels, x, state, norm, weight, added, geometry, tile_bytes)
     for slab, part in slabs:
         kernels.add(None, part, folded, out=slab.of(y), statistics=False)
+        del part
     return y, kernels.add(None, y, None, out=None, statistics=True), state
 
 

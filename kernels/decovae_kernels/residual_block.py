@@ -82,7 +82,10 @@ def residual_block(
     if p.shortcut_weight is not None:
         check_convolution("residual_block, shortcut", x.shape[1], p.shortcut_weight, p.shortcut_bias, 1)
     _check_kernels(x, p)
-    tile_bytes = 0 if wants_gradient(x, *parameters) else tile_bytes
+    if wants_gradient(x, *parameters):
+        tile_bytes = 0
+    else:
+        tight = True  # for nobody would ask for what else is kept
     y, found, *_ = _call(conv.arranged(x), statistics, *parameters, *groups, *eps, tight, tile_bytes)
     return y, found
 
@@ -147,6 +150,7 @@ def _residual_block(
     slabs = conv.normalized_slabs(kernels, x, state1, norm1, conv1_weight, added1, SAME, tile_bytes)
     for slab, part in slabs:
         slab.of(inner).copy_(part)
+        del part
     state2 = kernels.state(inner, None, shift, norm2)
     y = conv.output_like(x, conv2_weight.shape[0], x.shape[2:])
     slabs = conv.normalized_slabs(kernels, inner, state2, norm2, conv2_weight, added2, SAME, tile_bytes)
@@ -155,6 +159,7 @@ def _residual_block(
         if shortcut_weight is not None:
             side = conv.convolve(side, shortcut_weight, added3, POINTWISE)
         kernels.add(side, part, total, out=slab.of(y), statistics=False)
+        del part, side
     return y, kernels.add(None, y, None, out=None, statistics=True), _none(x), state1, state2
 
 
