@@ -9,6 +9,7 @@ from decovae_kernels.norm_conv import norm_conv
 from decovae_kernels.packed import merge_moments
 from decovae_kernels.residual_block import BlockParameters, residual_block
 from decovae_kernels.terms import Terms
+from decovae_kernels.upsample_conv import upsample_conv
 
 __all__ = [
     "BlockParameters",
@@ -23,4 +24,5 @@ __all__ = [
     "moments_decorrelation",
     "norm_conv",
     "residual_block",
+    "upsample_conv",
 ]

@@ -81,6 +81,19 @@ def _block(channels: int, dtype: str, layout: str) -> None:
     kernels.finish_gradient(carry, x, state, norm, other=tensor(), over=True)
 
 
+def _upsample_conv(channels: int, dtype: str, layout: str) -> None:
+    """Both ways' kernels, forward and backward; a small volume, since the products between them are computed."""
+    from decovae_kernels import upsample_conv_triton as kernels
+
+    size = 1 if channels == 1 else 4
+    low = torch.empty((1, channels, *[size] * 3), dtype=DTYPES[dtype], memory_format=FORMATS[layout])
+    high = torch.empty((1, channels, *[2 * size] * 3), dtype=DTYPES[dtype], memory_format=FORMATS[layout])
+    weight = torch.empty((channels, channels, 3, 3, 3), dtype=DTYPES[dtype])
+    kernels.forward(low, weight, torch.empty(channels), 0)
+    kernels.backward(high, low, weight, 0, (True, True))
+    kernels.downsample(kernels.upsample(low))
+
+
 # Host functions, called with every shape, dtype and layout. They launch what they would on a GPU.
 HOST_FUNCTIONS: dict[str, Callable[[int, str, str], None]] = {
     "decorrelation": _decorrelation,
@@ -88,8 +101,9 @@ HOST_FUNCTIONS: dict[str, Callable[[int, str, str], None]] = {
     "latent_head": _latent_head,
     "latent_head_gradient": _latent_head_gradient,
     "block": _block,
+    "upsample_conv": _upsample_conv,
 }
-LATENT = [name for name in HOST_FUNCTIONS if name != "block"]
+LATENT = [name for name in HOST_FUNCTIONS if name not in ("block", "upsample_conv")]
 
 # What each kernel does with the large tensors: "" for kernels that only touch a few numbers of it.
 STREAMS = {
@@ -106,6 +120,10 @@ STREAMS = {
     "_norm_sums_kernel": "loads and stores",
     "_norm_coefficients_kernel": "",
     "_norm_gradient_kernel": "loads and stores",
+    "_gather_kernel": "loads and stores",
+    "_spread_kernel": "loads and stores",
+    "_upsample_kernel": "stores",  # float32 unrolls its loops
+    "_downsample_kernel": "loads and stores",
 }
 
 # Four channels, the paper's, in every form; more of them where registers are scarcest.
@@ -123,6 +141,11 @@ FORMS += [
     ("block", 64, "bfloat16", "contiguous", (86,)),
     # Where sizes are 1, Triton makes constants of them.
     ("block", 1, "float32", "contiguous", (86,)),
+    # The paper's two upsampling layers differ from this one in a constant.
+    ("upsample_conv", 128, "bfloat16", "channels_last", CAPABILITIES),
+    ("upsample_conv", 64, "float32", "channels_last", CAPABILITIES),
+    ("upsample_conv", 24, "bfloat16", "contiguous", (86,)),
+    ("upsample_conv", 1, "bfloat16", "contiguous", (86,)),
 ]
 CASES = {
     f"{name}-C{channels}-{dtype}-{layout}": Case(

@@ -80,8 +80,16 @@ def test_losses_equal_their_equations(case: Case) -> None:
 
 
 @pytest.mark.parametrize("name", [IMPLEMENTATIONS[1]])
-@settings(max_examples=10, deadline=None)
-@given(case=cases())
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(5, 1, (9,), torch.float16, "contiguous", 3.0, seed=1),
+        Case(2, 4, (5, 3, 4), torch.bfloat16, "channels_last", 1000.0, seed=2),
+        Case(3, 7, (4, 5), torch.float32, "transposed", 10_000.0, seed=3),
+        Case(34, 16, (), torch.float32, "channel_slice", 0.0, seed=4),
+    ],
+    ids=str,
+)
 def test_losses_equal_their_equations_in_triton(name: str, case: Case) -> None:
     assert_losses_equal_their_equations(case, name)
 
