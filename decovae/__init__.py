@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from decovae.losses.latent_head import LatentHead
     from decovae.losses.moments import channel_moments, channel_statistics
     from decovae.metrics.latents import analyze_latents
+    from decovae.models.fuse import FuseReport, fuse, unfuse
     from decovae.models.weights import load_autoencoder
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CovarianceLoss",
+    "FuseReport",
     "LatentHead",
     "SIDLoss",
     "VADLoss",
@@ -37,14 +39,17 @@ __all__ = [
     "channel_moments",
     "channel_statistics",
     "covariance_loss",
+    "fuse",
     "load_autoencoder",
     "sid_loss",
+    "unfuse",
     "vad_loss",
     "variance_loss",
 ]
 
 _HOME = {
     "CovarianceLoss": "decovae.losses.decorrelation",
+    "FuseReport": "decovae.models.fuse",
     "LatentHead": "decovae.losses.latent_head",
     "SIDLoss": "decovae.losses.decorrelation",
     "VADLoss": "decovae.losses.decorrelation",
@@ -53,8 +58,10 @@ _HOME = {
     "channel_moments": "decovae.losses.moments",
     "channel_statistics": "decovae.losses.moments",
     "covariance_loss": "decovae.losses.decorrelation",
+    "fuse": "decovae.models.fuse",
     "load_autoencoder": "decovae.models.weights",
     "sid_loss": "decovae.losses.decorrelation",
+    "unfuse": "decovae.models.fuse",
     "vad_loss": "decovae.losses.decorrelation",
     "variance_loss": "decovae.losses.decorrelation",
 }

@@ -29,12 +29,13 @@ class PerceptualLoss(nn.Module):
             the path of a file (torchvision's ``squeezenet1_1`` or a whole LPIPS ``state_dict``), or ``"random"``:
             frozen random features from a fixed seed, equal weights in place of the published heads. Their distance is
             no LPIPS, and nothing reports it as such.
+        load: False leaves random values where ``network`` names weights, for who asks only what it would cost.
 
     Raises:
         InputError: if the weights cannot be downloaded or read.
     """
 
-    def __init__(self, network: str = PRETRAINED) -> None:
+    def __init__(self, network: str = PRETRAINED, *, load: bool = True) -> None:
         super().__init__()
         from lpips import LPIPS
 
@@ -42,8 +43,8 @@ class PerceptualLoss(nn.Module):
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")  # lpips calls torchvision by its older spelling
             torch.manual_seed(0)
-            self.network = LPIPS(net="squeeze", lpips=self.calibrated, pnet_rand=True, verbose=False)
-        if self.calibrated:
+            self.network = LPIPS(net="squeeze", lpips=self.calibrated, pretrained=load, pnet_rand=True, verbose=False)
+        if self.calibrated and load:
             source, state = _weights(network)
             _load(self.network, state, source)
         self.requires_grad_(False)

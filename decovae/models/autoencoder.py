@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from decovae.losses.latent_head import Latent, LatentHead
 from decovae.models.blocks import Cascade, Downsample, ResidualBlock, Upsample, convolution, pointwise
+from decovae.models.fuse import Memory, fuse
+from decovae_kernels.norm_conv import TILE_BYTES
 
 LOG_VARIANCE_RANGE = (-30.0, 10.0)
 
@@ -79,12 +81,30 @@ class Autoencoder(nn.Module):
     """Convolutional VAE over (N, image_channels, D, H, W) volumes; D, H and W are multiples of ``compression``.
 
     ``state_dict()`` loads strictly into MONAI's ``AutoencoderKlMaisi`` without attention, and the other way round.
+    `decovae.models.blocks` defines what it computes; how is up to `decovae.fuse`, which it passes itself to.
+
+    Without gradients (``torch.no_grad()``, or nothing that needs one), a block's temporaries are at most about
+    ``tile_bytes`` large, cut into slabs inside the operators: the norms still see the whole volume, so `encode` and
+    `decode` return what they return untiled, without seams, and only the features themselves have to fit.
+
+    Args:
+        config: its shape.
+        memory: what the blocks keep for backward, "balanced" or "tight" (see `decovae.fuse`); None computes them with
+            torch's own operators.
+        tile_bytes: size of temporaries from which on they are cut; 0 never cuts.
 
     Raises:
-        ValueError: on construction, if ``groups`` does not divide every entry of ``channels``.
+        ValueError: on construction, if ``groups`` does not divide every entry of ``channels``, or for an unknown
+            ``memory``.
     """
 
-    def __init__(self, config: AutoencoderConfig | None = None) -> None:
+    def __init__(
+        self,
+        config: AutoencoderConfig | None = None,
+        *,
+        memory: Memory | None = "balanced",
+        tile_bytes: int = TILE_BYTES,
+    ) -> None:
         super().__init__()
         self.config = config = config or AutoencoderConfig()
         if not config.channels or any(width % config.groups for width in config.channels):
@@ -95,6 +115,8 @@ class Autoencoder(nn.Module):
         self.quant_conv_log_sigma = pointwise(config.latent_channels, config.latent_channels)
         self.post_quant_conv = pointwise(config.latent_channels, config.latent_channels)
         self.latent_head = LatentHead()
+        if memory is not None:
+            fuse(self, memory=memory, tile_bytes=tile_bytes, report=True)
 
     @torch.no_grad()
     def start_latent(self, *, log_variance: float, orthogonal: bool) -> None:
@@ -116,6 +138,8 @@ class Autoencoder(nn.Module):
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Latent mean μ and log-variance log σ², each (N, c, D/f, H/f, W/f); log σ² is clamped to [−30, 10].
 
+        Without gradients its temporaries are bounded by ``tile_bytes``, to the same result.
+
         Raises:
             ValueError: if ``image`` is not (N, image_channels, D, H, W) or an axis is not a multiple of f.
         """
@@ -130,7 +154,10 @@ class Autoencoder(nn.Module):
         return self.quant_conv_mu(features), self.quant_conv_log_sigma(features).clamp(*LOG_VARIANCE_RANGE)
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Reconstruction (N, image_channels, D, H, W) of a latent (N, c, D/f, H/f, W/f)."""
+        """Reconstruction (N, image_channels, D, H, W) of a latent (N, c, D/f, H/f, W/f).
+
+        Without gradients its temporaries are bounded by ``tile_bytes``, to the same result.
+        """
         image: Tensor = self.decoder(self.post_quant_conv(latent))
         return image
 

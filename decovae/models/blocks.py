@@ -1,8 +1,8 @@
 """Building blocks of the MAISI autoencoder, in plain torch.
 
-This file is the seam between the architecture and the way it is computed: the autoencoder only composes what is defined
-here, so blocks with another implementation replace these without touching it. Parameter names equal those of MONAI's
-``AutoencoderKlMaisi``, whose convolutions sit inside one or two wrapper modules called ``conv``.
+This file is the definition of what the blocks compute; `decovae.fuse` gives them, and MONAI's like them, another way to
+compute it. Parameter names equal those of MONAI's ``AutoencoderKlMaisi``, whose convolutions sit inside one or two
+wrapper modules called ``conv``.
 
 All blocks map (N, C, D, H, W) floating-point tensors to the same, in any memory format.
 """

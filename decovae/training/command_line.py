@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
@@ -42,10 +42,31 @@ def parse(presets: Mapping[str, tuple[str, Config]], arguments: Sequence[str], *
             {name: description for name, (description, _) in presets.items()},
         )
     )
+    parsed: Config = _parsed(choice, arguments, None)
+    return parsed
+
+
+def parse_options(kind: type[Config], arguments: Sequence[str], *, program: str) -> Config:
+    """The configuration of a command without presets, from ``[--option value …]``.
+
+    Args:
+        kind: a dataclass whose fields are the options.
+        arguments: the command line without the program's name.
+        program: that name, for ``--help``.
+
+    Raises:
+        InputError: naming the unknown option or the unusable value.
+        SystemExit: with code 0 after printing ``--help``.
+    """
+    parsed: Config = _parsed(kind, arguments, program)
+    return parsed
+
+
+def _parsed(kind: Any, arguments: Sequence[str], program: str | None) -> Any:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            config, unknown = tyro.cli(choice, args=arguments, return_unknown_args=True)
+            config, unknown = tyro.cli(kind, prog=program, args=list(arguments), return_unknown_args=True)
     except SystemExit as stop:
         if not stop.code:
             raise

@@ -97,9 +97,9 @@ class RunConfig:
     """Arithmetic of the networks: auto is bf16 autocast on CUDA and fp32 on the CPU; weights stay fp32."""
     compile: Switch = "auto"
     """torch.compile of the networks' blocks: auto is on with CUDA."""
-    recompute: bool = True
-    """Keep only the inputs of the autoencoder's blocks and run each block again in backward: a third more
-    arithmetic for a fraction of the memory."""
+    memory: Literal["balanced", "tight", "none"] = "balanced"
+    """What the autoencoder's blocks keep for backward: balanced, the input and the inner features of a residual block;
+    tight, its input alone, and one of its two convolutions runs again; none, what torch's own operators keep."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train: auto is CUDA where there is a GPU."""
 
@@ -155,7 +155,6 @@ QUICKSTART = VAEConfig(
     ),
     validate_every=100,
     checkpoint_every=100,
-    recompute=False,
 )
 
 VAE_PRESETS: dict[str, tuple[str, VAEConfig]] = {

@@ -39,10 +39,10 @@ def train(stage: Stage, config: RunConfig, runtime: Runtime, folder: Path) -> li
         InputError: if the newest checkpoint cannot be read.
     """
     with stop_requests(announce=runtime.main) as request:
-        return _Training(stage, config, runtime, folder, request).run()
+        return Training(stage, config, runtime, folder, request).run()
 
 
-class _Training:
+class Training:
     """The state of one run while it trains."""
 
     def __init__(self, stage: Stage, config: RunConfig, runtime: Runtime, folder: Path, request: StopRequest) -> None:
@@ -102,7 +102,7 @@ class _Training:
         a_step_s_samples = config.data.batch_size * self.runtime.world * config.optimizer.accumulation
         since, counted = time.perf_counter(), 0
         while self.step < config.steps:
-            terms = self._one_step(batches)
+            terms = self.one_step(batches)
             self.step += 1
             self.position += a_step_s_samples
             counted += 1
@@ -127,7 +127,7 @@ class _Training:
         """Whether what happens ``every`` so many steps, and after the last, happens at this one."""
         return self.step == self.config.steps or self.step % every == 0
 
-    def _one_step(self, batches: Any) -> dict[str, Tensor]:
+    def one_step(self, batches: Any) -> dict[str, Tensor]:
         """One update of every network; the terms of the losses, averaged over the accumulated batches."""
         config, settings = self.config, self.config.optimizer
         seed_step(config.seed, self.step, self.runtime.rank)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.utils.checkpoint import checkpoint
 
 from decovae.losses.latent_head import LatentHead
 from decovae.models.blocks import Cascade, Named
@@ -20,10 +18,8 @@ COMPILED_VARIANTS = 128
 """Variants of blocks to keep compiled at once."""
 
 
-def prepare_module(module: nn.Module, runtime: Runtime, *, compiled: bool, recompute: bool = False) -> None:
+def prepare_module(module: nn.Module, runtime: Runtime, *, compiled: bool) -> None:
     """Move a network to its device and layout, compile its blocks, and shard it where there are several processes.
-
-    ``recompute`` keeps only the input of each block of a cascade for backward, which runs the block's forward again.
 
     Convolutions are fastest channels-last; sharding takes contiguous weights only.
     """
@@ -32,12 +28,8 @@ def prepare_module(module: nn.Module, runtime: Runtime, *, compiled: bool, recom
             if parameter.ndim in (4, 5):
                 layout = torch.channels_last if parameter.ndim == 4 else torch.channels_last_3d
                 parameter.data = parameter.data.contiguous(memory_format=layout)
-    module.to(runtime.device)
+    runtime.place(module)
     cascades = [child for child in module.children() if isinstance(child, Cascade)]
-    if recompute:
-        for cascade in cascades:
-            for block in cascade.blocks:
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     if compiled:
         # All blocks share the cache of one code object, with an entry for each kind, size, and mode of gradients; past
         # the limit they would silently run uncompiled.

@@ -20,7 +20,8 @@ HOW_NOT_WHAT = (
     "out",
     "device",
     "compile",
-    "recompute",
+    "memory",
+    "recompute",  # stands in the folders of runs from before `memory`
     "checkpoint_every",
     "keep_checkpoints",
     "log_every",

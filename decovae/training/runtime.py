@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from decovae.errors import InputError, RunError
 
 Result = TypeVar("Result")
+Module = TypeVar("Module", bound=nn.Module)
 
 LONGEST_WAIT = datetime.timedelta(hours=2)
 """How long processes wait for each other: one checks tens of thousands of volumes while the others stand by."""
@@ -35,6 +36,10 @@ class Runtime:
     def main(self) -> bool:
         """Whether this process prints and writes for all."""
         return self.rank == 0
+
+    def place(self, module: Module) -> Module:
+        """Move a module to the device, in place, and return it."""
+        return module.to(self.device)
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of a tensor over processes."""

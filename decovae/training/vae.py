@@ -32,29 +32,28 @@ from decovae.training.sampling import Batches
 from decovae.training.stage import Batch
 
 
-class VAEStage:
-    """Networks, losses and validation of the autoencoder's training.
+class VAENetworks:
+    """The networks that train together, and their losses on a batch.
 
-    Raises:
-        InputError: if the volumes or the perceptual weights cannot be had.
+    Args:
+        config: the run's.
+        runtime: where they are.
+        objective: the autoencoder's loss.
     """
 
-    def __init__(self, config: VAEConfig, runtime: Runtime) -> None:
+    def __init__(self, config: VAEConfig, runtime: Runtime, objective: VAEObjective) -> None:
         self.config = config
         self.runtime = runtime
-        runtime.fill_caches(lambda: (split(open_volumes(config), config), VAEObjective(config.loss)))
-        self.volumes = open_volumes(config)
-        self.training, self.validation = split(self.volumes, config)
-        self.objective = VAEObjective(config.loss, deco=config.deco).to(runtime.device)
+        self.objective = runtime.place(objective)
         self.networks: dict[str, nn.Module] = {}
         self.learning_rates = {"autoencoder": config.optimizer.learning_rate}
         compiled = config.compile == "on" or (config.compile == "auto" and runtime.device.type == "cuda")
         torch.manual_seed(config.seed)
-        self.autoencoder = Autoencoder(config.model)
+        self.autoencoder = Autoencoder(config.model, memory=None if config.memory == "none" else config.memory)
         self.autoencoder.start_latent(log_variance=config.initial_log_variance, orthogonal=config.initial_orthogonal)
         if self.objective.decorrelation is not None:
             self.autoencoder.latent_head.group = runtime.group
-        prepare_module(self.autoencoder, runtime, compiled=compiled, recompute=config.recompute)
+        prepare_module(self.autoencoder, runtime, compiled=compiled)
         self.networks["autoencoder"] = self.autoencoder
         self.discriminators: nn.Module | None = None
         if config.loss.adversarial:
@@ -66,6 +65,43 @@ class VAEStage:
             prepare_module(self.discriminators, runtime, compiled=compiled)
             self.networks["discriminators"] = self.discriminators
             self.learning_rates["discriminators"] = config.optimizer.discriminator_learning_rate
+
+    def losses(self, batch: Batch, step: int) -> Iterator[tuple[str, Loss]]:
+        """The autoencoder's loss, then the discriminators' on the same reconstruction."""
+        image = batch["image"].to(self.runtime.device, non_blocking=True)
+        with frozen(self.discriminators):
+            reconstruction, latent = self.autoencoder(image)
+            planes = self.objective.slices(image, reconstruction, step)
+            yield (
+                "autoencoder",
+                self.objective.generator(
+                    image,
+                    reconstruction,
+                    latent,
+                    planes=planes,
+                    discriminators=self.discriminators,
+                    step=step,
+                ),
+            )
+        if self.discriminators is not None and self.objective.adversarial_at(step):
+            yield (
+                "discriminators",
+                self.objective.discriminator(image, reconstruction, planes=planes, discriminators=self.discriminators),
+            )
+
+
+class VAEStage(VAENetworks):
+    """Networks, losses and validation of the autoencoder's training.
+
+    Raises:
+        InputError: if the volumes or the perceptual weights cannot be had.
+    """
+
+    def __init__(self, config: VAEConfig, runtime: Runtime) -> None:
+        runtime.fill_caches(lambda: (split(open_volumes(config), config), VAEObjective(config.loss)))
+        self.volumes = open_volumes(config)
+        self.training, self.validation = split(self.volumes, config)
+        super().__init__(config, runtime, VAEObjective(config.loss, deco=config.deco))
 
     def batches(self, position: int, *, steps: int) -> Iterable[Batch]:
         """This process's patches, from a position in the order of samples on."""
@@ -92,29 +128,6 @@ class VAEStage:
             pin_memory=self.runtime.device.type == "cuda",
             worker_init_fn=leave_signals_to_the_parent,
         )
-
-    def losses(self, batch: Batch, step: int) -> Iterator[tuple[str, Loss]]:
-        """The autoencoder's loss, then the discriminators' on the same reconstruction."""
-        image = batch["image"].to(self.runtime.device, non_blocking=True)
-        with frozen(self.discriminators):
-            reconstruction, latent = self.autoencoder(image)
-            planes = self.objective.slices(image, reconstruction, step)
-            yield (
-                "autoencoder",
-                self.objective.generator(
-                    image,
-                    reconstruction,
-                    latent,
-                    planes=planes,
-                    discriminators=self.discriminators,
-                    step=step,
-                ),
-            )
-        if self.discriminators is not None and self.objective.adversarial_at(step):
-            yield (
-                "discriminators",
-                self.objective.discriminator(image, reconstruction, planes=planes, discriminators=self.discriminators),
-            )
 
     def validate(self, step: int, folder: Path, autocast: AbstractContextManager[Any]) -> dict[str, Any]:
         """Reconstruction of whole validation volumes from μ, and the latent's use of its channels."""

@@ -27,6 +27,25 @@ def row(implementation: str, median: float, direction: str = "forward", operator
     return {"extra_info": info, "stats": {"median": median, "iqr": median / 10}}
 
 
+def block_row(implementation: str, median: float, layout: str = "contiguous", **changes: Any) -> dict[str, Any]:
+    info = {
+        "implementation": implementation,
+        "block": "norm + act",
+        "shape": "2x16x8",
+        "dtype": "float32",
+        "layout": layout,
+        "direction": "forward",
+        "bytes_moved_floor": 2_000_000,
+        "flops_floor": 0,
+        "copy_bytes_per_second": 4e9,
+        "matrix_flops_per_second": None,
+        "peak_extra_bytes": 512,
+        "saved_bytes": 3_000_000,
+        "flops": 0,
+    }
+    return {"extra_info": {**info, **changes}, "stats": {"median": median, "iqr": median / 10}}
+
+
 @pytest.fixture
 def result() -> dict[str, Any]:
     machine = {"processor": "Abacus", "torch_threads": 2, "torch": "2", "triton": None, "python": "3", "system": "OS"}
@@ -59,6 +78,34 @@ def test_no_ratio_without_our_row(result: dict[str, Any]) -> None:
     assert cells(table.markdown(result))[2][4] == "–"
 
 
+def test_blocks_show_memory_and_arithmetic(result: dict[str, Any]) -> None:
+    products = {"flops_floor": 5_000_000, "matrix_flops_per_second": 1e9}
+    result["benchmarks"] = [
+        block_row("ours-balanced", 1e-2, **products, flops=6_000_000),
+        block_row("ours-tight", 2e-2, **products, flops=7_000_000),
+        block_row("plain-compiled", 1e-3, "channels-last", saved_bytes=None, flops=None),
+    ]
+    text = table.markdown(result)
+    header, _, *lines = cells(text)
+    columns = [dict(zip(header, line, strict=True)) for line in lines]
+    assert "**norm + act, 2×16×8**" in text
+    assert [line["floor"] for line in columns] == ["5.00 MFLOP", "5.00 MFLOP", "2.00 MB"]
+    assert [line["share"] for line in columns] == ["50.0%", "25.0%", "50.0%"]  # 5 ms of products, 0.5 ms of bytes
+    assert [line["of ours"] for line in columns] == ["1.00×", "2.00×", "–"]  # the first of ours; another layout
+    assert [line["arithmetic"] for line in columns] == ["6.00 MFLOP", "7.00 MFLOP", "–"]
+    assert [line["saved"] for line in columns] == ["3.00 MB", "3.00 MB", "–"]
+    assert [line[""] for line in columns] == ["float32 contiguous forward", "", "float32 channels-last forward"]
+
+
+def test_a_file_of_both_suites_shows_each_with_its_columns(result: dict[str, Any]) -> None:
+    result["benchmarks"].append(block_row("ours", 1e-3))
+    text = table.markdown(result)
+    assert text.index("**VAD, 2×4×8**") < text.index("lightly's terms") < text.index("**norm + act, 2×16×8**")
+    assert "operators" in cells(text)[0]
+    assert "saved" in cells(text)[6]
+    assert text.endswith("it cannot be counted.")
+
+
 def test_machine_and_commit_are_named(result: dict[str, Any]) -> None:
     first = table.markdown(result).splitlines()[0]
     assert first == "Abacus with 2 threads; torch 2, Python 3; OS; commit 0123456 with uncommitted changes."
@@ -82,7 +129,13 @@ def test_command_prints_the_tables(result: dict[str, Any], tmp_path: Path, capsy
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [(None, "no such file"), ("text", "not a result"), ('{"runs": []}', "not a result"), ("[]", "not a result")],
+    [
+        (None, "no such file"),
+        ("text", "not a result"),
+        ('{"runs": []}', "not a result"),
+        ("[]", "not a result"),
+        ('{"benchmarks": [{"extra_info": {"copy_bytes_per_second": 1}}]}', "not a result"),
+    ],
 )
 def test_another_file_is_named_in_one_sentence(
     content: str | None, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

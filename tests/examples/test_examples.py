@@ -82,7 +82,18 @@ def assert_decorrelates(without: Main, with_loss: Main, steps: int) -> None:
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.stem for path in FOLDER.glob("*.py")} == set(STEPS)
+    assert {path.stem for path in FOLDER.glob("*.py")} == {*STEPS, "fuse_maisi"}
+
+
+def test_fusing_keeps_the_gradient_and_less_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("monai", reason="examples/fuse_maisi.py fuses a network of MONAI")
+    source = (FOLDER / "fuse_maisi.py").read_text(encoding="utf-8").replace("size: int = 24", "size: int = 16")
+    (before, truth), (fused, _), (tight, gradient) = execute(source)["main"]().values()
+    assert before > 4 * fused > 5 * tight
+    torch.testing.assert_close(gradient, truth, rtol=1e-3, atol=1e-4 * float(truth.abs().max()))
+    assert "6 × residual block" in capsys.readouterr().out
+    execute(source, as_module="__main__")
+    assert capsys.readouterr().out.count("MB kept for backward") == 3
 
 
 @pytest.mark.parametrize("name", STEPS)

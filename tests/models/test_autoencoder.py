@@ -6,40 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from decovae.errors import InputError
 from decovae.models.autoencoder import Autoencoder, AutoencoderConfig
 from decovae.models.weights import load_autoencoder, save_autoencoder
+from tests.models.twins import monai_twin, perturbed
 
 SMALL = AutoencoderConfig(channels=(32, 64), residual_blocks=2, latent_channels=3)
-
-
-def monai_twin(config: AutoencoderConfig) -> nn.Module:
-    from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
-
-    levels = len(config.channels)
-    return AutoencoderKlMaisi(
-        spatial_dims=3,
-        in_channels=config.image_channels,
-        out_channels=config.image_channels,
-        num_channels=config.channels,
-        num_res_blocks=(config.residual_blocks,) * levels,
-        attention_levels=(False,) * levels,
-        latent_channels=config.latent_channels,
-        norm_num_groups=config.groups,
-        norm_eps=config.eps,
-        num_splits=1,
-        save_mem=False,
-    )
-
-
-def perturbed(model: nn.Module) -> nn.Module:
-    """Move the affine parameters of the norms away from 1 and 0, so that they count."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
 
 
 def test_default_is_the_paper_s_size() -> None:

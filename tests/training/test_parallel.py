@@ -9,6 +9,7 @@ import torch
 
 from decovae import vad_loss
 from decovae.models.autoencoder import Autoencoder, AutoencoderConfig
+from decovae.models.fuse import Memory
 from decovae.training.parallel import prepare_module
 from decovae.training.runtime import Runtime
 
@@ -25,40 +26,24 @@ def outputs_and_gradients(model: Autoencoder) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("memory", "compiled"),
     [
-        {"compiled": False, "recompute": False},
-        {"compiled": False, "recompute": True},
+        (None, False),
+        ("balanced", False),
+        ("tight", False),
         pytest.param(
-            {"compiled": True, "recompute": True},
+            "balanced",
+            True,
             marks=pytest.mark.skipif(NO_COMPILER, reason="torch.compile needs a C++ compiler on the CPU"),
         ),
     ],
 )
-def test_layout_recomputation_and_compilation_keep_outputs_and_gradients(options: dict[str, bool]) -> None:
+def test_layout_memory_and_compilation_keep_outputs_and_gradients(memory: Memory | None, compiled: bool) -> None:
     torch.manual_seed(0)
-    plain, prepared = Autoencoder(CONFIG), Autoencoder(CONFIG)
+    plain, prepared = Autoencoder(CONFIG, memory=None), Autoencoder(CONFIG, memory=memory)
     prepared.load_state_dict(plain.state_dict())
     keys = list(plain.state_dict())
-    prepare_module(prepared, Runtime(torch.device("cpu")), **options)
+    prepare_module(prepared, Runtime(torch.device("cpu")), compiled=compiled)
     assert list(prepared.state_dict()) == keys
     for mine, expected in zip(outputs_and_gradients(prepared), outputs_and_gradients(plain), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_recomputation_saves_less_for_backward() -> None:
-    def saved_bytes(recompute: bool) -> int:
-        model = Autoencoder(CONFIG)
-        prepare_module(model, Runtime(torch.device("cpu")), compiled=False, recompute=recompute)
-        kept: dict[int, torch.UntypedStorage] = {}
-
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            outputs = model(torch.rand(2, 1, 16, 16, 16))
-        assert outputs[0].requires_grad
-        return sum(storage.nbytes() for storage in kept.values())
-
-    assert saved_bytes(True) < 0.5 * saved_bytes(False)

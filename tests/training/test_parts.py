@@ -72,7 +72,10 @@ def test_a_folder_takes_the_run_it_holds_and_no_other(tmp_path: Path) -> None:
     assert not folder.exists()
     create_folder(folder, QUICKSTART)
     check_folder(folder, QUICKSTART)
-    check_folder(folder, replace(QUICKSTART, out=folder, log_every=3, compile="off"))
+    check_folder(folder, replace(QUICKSTART, out=folder, log_every=3, compile="off", memory="none"))
+    written = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(written.replace("memory: balanced", "recompute: true"))
+    check_folder(folder, QUICKSTART)
     with pytest.raises(InputError, match=r"run with seed=42, not 7"):
         check_folder(folder, replace(QUICKSTART, seed=7))
     changed = replace(QUICKSTART, data=replace(QUICKSTART.data, patch=(24, 24, 24)))

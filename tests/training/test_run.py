@@ -119,19 +119,19 @@ def test_an_interrupted_run_continues_to_the_same_bits(
 
 
 def test_average_and_accumulation_resume_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from decovae.training.loop import _Training
+    from decovae.training.loop import Training
 
     options = ["--optimizer.ema-decay", "0.9", "--optimizer.accumulation", "2", "--data.batch-size", "1"]
     assert tiny_run(tmp_path / "whole", options) == 0
-    one_step = _Training._one_step
+    one_step = Training.one_step
 
-    def dies(self: _Training, batches: object):
+    def dies(self: Training, batches: object):
         if self.step == 5:
             raise KeyboardInterrupt  # an abrupt end: nothing is saved
         return one_step(self, batches)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Training, "_one_step", dies)
+        patch.setattr(Training, "one_step", dies)
         assert tiny_run(tmp_path / "died", options) == 130
     assert records(tmp_path / "died")[-1]["step"] == 5
     assert tiny_run(tmp_path / "died", options) == 0

@@ -1,0 +1,204 @@
+"""``decovae info``: what runs here, and how large a patch a card can train on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import math
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+
+import decovae
+from decovae.errors import InputError
+from decovae_kernels._dispatch import CHOICES, VARIABLE
+
+if TYPE_CHECKING:
+    from decovae.training.config import VAEConfig
+    from decovae.training.memory import MemoryMode
+
+GIB = 2**30
+USABLE = 0.9
+"""Share of a card that the prediction may fill: the CUDA context, workspaces and fragmentation are not in it."""
+
+PATCHES = ((160, 192, 160), (128, 256, 128), (128, 128, 128), (96, 96, 96), (64, 64, 64))
+"""Patches to try, largest first."""
+
+USUAL_CARD = 24.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoConfig:
+    """Print versions, devices and active kernels; then, for each memory mode, the largest patch that trains on a card.
+
+    Nothing is trained: a step's memory is predicted from the shapes of its tensors, in a few seconds a line.
+    """
+
+    memory_of: Literal["paper", "quickstart"] = "paper"
+    """Preset whose training step is predicted."""
+    card_gib: float | None = None
+    """Memory of the card in GiB (2^30 bytes); by default that of the cards found here, or 24 where there is none."""
+    batch: tuple[int, ...] = (1, 2)
+    """Batch sizes to predict for."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command, from its options to its exit code.
+
+    Raises:
+        InputError: an unusable option, or DECOVAE_KERNELS has an unknown value.
+    """
+    config = InfoConfig()
+    if arguments:  # without options there is something to tell without the train extra too
+        from decovae.training.command_line import parse_options
+
+        config = parse_options(InfoConfig, arguments, program="decovae info")
+    if config.card_gib is not None and not 0 < config.card_gib < math.inf:
+        raise InputError(f"--card-gib {config.card_gib:g}: must be above 0.")
+    if not config.batch or min(config.batch) < 1:
+        raise InputError(f"--batch {' '.join(map(str, config.batch))}: batch sizes are at least 1.")
+    for line in (*describe(), ""):
+        print(line, flush=True)
+    for card in cards(config):
+        for line in largest_patches(config, card):
+            print(line, flush=True)
+    return 0
+
+
+def describe() -> Iterator[str]:
+    """Lines on versions, devices and kernels, and a warning where versions do not go together.
+
+    Raises:
+        InputError: DECOVAE_KERNELS has an unknown value.
+    """
+    cudnn = cudnn_version()
+    yield f"decovae {decovae.__version__}, Python {platform.python_version()}, {platform.system()}"
+    yield f"torch {torch.__version__}, CUDA {torch.version.cuda or 'none'}, cuDNN {_dotted(cudnn)}"
+    yield f"triton {_version('triton')}, driver {_driver()}"
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        architecture = f"sm_{properties.major}{properties.minor}"
+        yield f"device {index}: {properties.name}, {properties.total_memory / GIB:.1f} GiB, {architecture}"
+    if not torch.cuda.device_count():
+        yield f"device: CPU, {torch.get_num_threads()} threads; torch sees no CUDA device"
+    yield f"kernels: {active_kernels()}"
+    warning = known_bad(torch.__version__, cudnn)
+    if warning is not None:
+        yield f"warning: {warning}"
+
+
+def active_kernels() -> str:
+    """Which kernels run, and why.
+
+    Raises:
+        InputError: DECOVAE_KERNELS has an unknown value.
+    """
+    choice = os.environ.get(VARIABLE, "auto")
+    installed = importlib.util.find_spec("triton") is not None
+    asked = f"{VARIABLE}={choice}"
+    if choice not in CHOICES:
+        raise InputError(f"{asked}: unknown; use one of {', '.join(CHOICES)}.")
+    if choice == "torch":
+        return f"torch everywhere, because of {asked}"
+    if not installed:
+        return f"{'none can run' if choice == 'triton' else 'torch everywhere'}, because Triton is not installed"
+    cuda = torch.cuda.is_available()
+    if choice == "triton" and not cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"none can run: torch sees no CUDA device, and Triton's interpreter needs TRITON_INTERPRET=1 ({asked})"
+    if choice == "triton":
+        return f"Triton everywhere, because of {asked}"
+    if cuda:
+        return f"Triton for CUDA tensors, torch for others ({asked})"
+    return f"torch, because torch sees no CUDA device ({asked})"
+
+
+def cudnn_version() -> tuple[int, int, int] | None:
+    """Of the cuDNN that torch loads; None if it has none."""
+    number = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
+    if number is None:
+        return None
+    major = 10_000 if number >= 90_000 else 1_000
+    return number // major, number % major // 100, number % 100
+
+
+def known_bad(torch_version: str, cudnn: tuple[int, int, int] | None) -> str | None:
+    """Why two versions should not be used together, or None."""
+    if torch_version.startswith("2.9.") and cudnn is not None and (9, 8) <= cudnn[:2] < (9, 15):
+        return (
+            f"PyTorch {torch_version} with cuDNN {_dotted(cudnn)} runs 3D convolutions in bf16 4 times slower and with "
+            "3 to 17 times the memory (PyTorch issues 166122, 166643): install PyTorch 2.10 and cuDNN 9.15 or later."
+        )
+    return None
+
+
+def cards(config: InfoConfig) -> list[float]:
+    """GiB of the cards to answer for, each size once."""
+    if config.card_gib is not None:
+        return [config.card_gib]
+    found = [torch.cuda.get_device_properties(i).total_memory / GIB for i in range(torch.cuda.device_count())]
+    return sorted(set(found)) or [USUAL_CARD]
+
+
+def largest_patches(config: InfoConfig, card: float) -> Iterator[str]:
+    """Lines of a table: for each batch size and memory mode the largest of `PATCHES` that fits so many GiB."""
+    from decovae.training.config import VAE_PRESETS
+    from decovae.training.memory import MemoryMode
+
+    _, preset = VAE_PRESETS[config.memory_of]
+    yield f"What patch fits a card of {card:.4g} GiB, training {config.memory_of} in bf16 on one GPU (predicted peak):"
+    for batch in config.batch:
+        for memory in get_args(MemoryMode):
+            peak = math.inf
+            for patch in PATCHES:
+                peak = _peak(preset, patch, batch, memory)
+                if peak <= USABLE * card * GIB:
+                    yield f"  batch {batch}, memory {memory:8}  {_times(patch):>11}  {peak / GIB:5.1f} GiB"
+                    break
+            else:
+                yield f"  batch {batch}, memory {memory:8}  none; {_times(PATCHES[-1])} takes {peak / GIB:.1f} GiB"
+    yield (
+        f"Of {', '.join(map(_times, PATCHES))}; the largest that fills at most {USABLE:.0%} of the card. Not in the "
+        "prediction: CUDA context, cuDNN workspaces, fragmentation, torch.compile."
+    )
+
+
+def _peak(preset: VAEConfig, patch: tuple[int, int, int], batch: int, memory: MemoryMode) -> int:
+    from decovae.training.memory import predict_training_peak
+
+    data = replace(preset.data, patch=patch, batch_size=batch)
+    return predict_training_peak(replace(preset, data=data, memory=memory))
+
+
+def _times(patch: tuple[int, int, int]) -> str:
+    return "×".join(map(str, patch))
+
+
+def _dotted(version: tuple[int, int, int] | None) -> str:
+    return "none" if version is None else ".".join(map(str, version))
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _driver() -> str:
+    """The NVIDIA driver's version, or why it is unknown."""
+    if importlib.util.find_spec("pynvml") is None:
+        return "unknown (needs nvidia-ml-py)"
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return "none"
+    try:
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    finally:
+        pynvml.nvmlShutdown()
