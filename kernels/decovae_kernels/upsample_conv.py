@@ -19,8 +19,10 @@ from torch.utils.flop_counter import register_flop_formula
 from decovae_kernels import upsample_conv_torch
 from decovae_kernels._arguments import checked_input
 from decovae_kernels._autograd import differentiable
-from decovae_kernels._dispatch import full_precision, wants_triton
+from decovae_kernels._convolution import is_channels_last
+from decovae_kernels._dispatch import full_precision
 from decovae_kernels._launch import self_describing
+from decovae_kernels._norm import runs_in_triton
 from decovae_kernels.upsample_conv_cost import chosen, direct_flops, factorised_flops
 
 METHODS = ("auto", "direct", "factorised")
@@ -163,12 +165,8 @@ def _backward_flops(
     return (needs_x + needs_weight) * _forward_flops(x, weight, None, method)
 
 
-def _runs_in_triton(x: torch.Tensor) -> bool:
-    return x.dtype != torch.float64 and wants_triton(x)
-
-
 def _kernels(x: torch.Tensor) -> ModuleType:
-    if not _runs_in_triton(x):
+    if not runs_in_triton(x):
         return upsample_conv_torch
     from decovae_kernels import upsample_conv_triton
 
@@ -176,7 +174,7 @@ def _kernels(x: torch.Tensor) -> ModuleType:
 
 
 def _way(x: torch.Tensor, weight: torch.Tensor, method: str) -> str:
-    return chosen(x, weight.shape[0], _runs_in_triton(x)) if method == "auto" else method
+    return chosen(x, weight.shape[0], runs_in_triton(x)) if method == "auto" else method
 
 
 def _output_shape(x: torch.Tensor, weight: torch.Tensor) -> tuple[int, ...]:
@@ -185,8 +183,7 @@ def _output_shape(x: torch.Tensor, weight: torch.Tensor) -> tuple[int, ...]:
 
 def _channels_last(x: torch.Tensor) -> bool:
     """Whether what is computed from `x` is laid out so."""
-    last = x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
-    return last or _runs_in_triton(x)
+    return is_channels_last(x) or runs_in_triton(x)
 
 
 def _laid_out(x: torch.Tensor, channels_last: bool) -> torch.Tensor:
