@@ -1,4 +1,4 @@
-"""Puts the machine and the share of the copy bandwidth into the results, and takes names and single timings out."""
+"""Puts the machine and the share of the floor into the results, and takes names and single timings out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench import machine
-from bench.table import share_of_copy_bandwidth
+from bench.table import share_of_floor
 
 
 @pytest.hookimpl
@@ -28,4 +28,4 @@ def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:
     for benchmark in output_json["benchmarks"]:
         benchmark["stats"].pop("data", None)  # every single timing: megabytes that no table shows
-        benchmark["extra_info"]["share_of_copy_bandwidth"] = share_of_copy_bandwidth(benchmark)
+        benchmark["extra_info"]["share_of_floor"] = share_of_floor(benchmark)

@@ -1,4 +1,4 @@
-"""What a row states beside its time: bytes, copy bandwidth, launches or operators, memory.
+"""What a row states beside its time: bytes, bandwidth, arithmetic, launches or operators, memory.
 
 Everything here runs before or after the timing, in calls of its own, so that no count slows the call that is timed.
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 Run = Callable[[], object]
 
@@ -45,13 +46,36 @@ def copy_bandwidth(elements: int, dtype: torch.dtype, device: torch.device) -> f
     """
     source = torch.ones(elements, dtype=dtype, device=device)
     target = torch.zeros_like(source)
+    return 2 * source.nbytes / _median_seconds(lambda: target.copy_(source), device)
+
+
+@functools.cache
+def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Floating-point operations a second of a large square matrix product, the median of many."""
+    size = 8192 if device.type == "cuda" else 1024
+    left = torch.randn(size, size, device=device).to(dtype)
+    right = torch.randn(size, size, device=device).to(dtype)
+    product = torch.empty_like(left)
+    return 2 * size**3 / _median_seconds(lambda: torch.mm(left, right, out=product), device)
+
+
+def _median_seconds(run: Run, device: torch.device) -> float:
+    run()  # what a library sets up, and pages that are touched for the first time
+    synchronise(device)
     seconds: list[float] = []
     while len(seconds) < 7 or sum(seconds) < 0.2:
         start = time.perf_counter()
-        target.copy_(source)
+        run()
         synchronise(device)
         seconds.append(time.perf_counter() - start)
-    return 2 * source.nbytes / statistics.median(seconds)
+    return statistics.median(seconds)
+
+
+def arithmetic(run: Run) -> int:
+    """Floating-point operations of the matrix products and convolutions in one call, what runs twice counted twice."""
+    with FlopCounterMode(display=False) as count:
+        run()
+    return int(count.get_total_flops())
 
 
 def launches(run: Run) -> int:
@@ -73,8 +97,8 @@ def operators(run: Run) -> int:
 def peak_extra_bytes(run: Run, device: torch.device, result_bytes: int) -> int:
     """The highest level of torch's allocations during one call, above what was allocated before it, less its result.
 
-    `result_bytes` is the size of μ's gradient, or 0 for a forward: what remains is what has to be free beyond μ and
-    the gradient that the caller asked for. Workspaces that a BLAS allocates by itself are not torch's and not in it.
+    `result_bytes` is the size of what the call returns, of a gradient for example: what remains is what has to be free
+    beyond the arguments and the result. Workspaces that a BLAS allocates by itself are not torch's and not in it.
     """
     if device.type == "cuda":
         synchronise(device)

@@ -18,10 +18,15 @@ IMPLEMENTATIONS: dict[Any, Callable[..., Any]] = {}
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """`kernel[grid](*arguments, **options)`, unless a tensor among the arguments has no memory or the grid is empty."""
+    """`kernel[grid](*arguments, **options)` on the device of the first argument, a tensor.
+
+    Nothing is launched where a tensor among the arguments has no memory or the grid is empty.
+    """
     if 0 in grid or any(isinstance(x, torch.Tensor) and without_memory(x) for x in arguments):
         return
-    kernel[grid](*arguments, **options)
+    # Triton launches on the current device, whatever device its arguments are on.
+    with torch.cuda.device_of(next(x for x in arguments if isinstance(x, torch.Tensor))):
+        kernel[grid](*arguments, **options)
 
 
 def self_describing(operator: Any) -> Any:

@@ -12,14 +12,12 @@ Import this module only where Triton is installed.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 
 import torch
 import triton
 import triton.language as tl
 
-from decovae_kernels._dispatch import without_memory
 from decovae_kernels._launch import launch
 from decovae_kernels.tiles import THREADS
 
@@ -437,9 +435,7 @@ def _launch(
     bits = voxels.bit_length() - 1
     tile = 1 << bits // 3, 1 << (bits + 1) // 3, 1 << (bits + 2) // 3
     tiles = triton.cdiv(planes, tile[0]) * triton.cdiv(plane[0], tile[1]) * triton.cdiv(plane[1], tile[2])
-    # A fake tensor may stand for one on a GPU that is not there.
-    with contextlib.nullcontext() if without_memory(source) else torch.cuda.device_of(source):
-        launch(
-            kernel, (tiles, triton.cdiv(channels, block), volumes), source, *others,
-            CHANNELS=channels, BLOCK=block, TILE_D=tile[0], TILE_H=tile[1], TILE_W=tile[2], num_warps=THREADS // 32,
-        )  # fmt: skip
+    launch(
+        kernel, (tiles, triton.cdiv(channels, block), volumes), source, *others,
+        CHANNELS=channels, BLOCK=block, TILE_D=tile[0], TILE_H=tile[1], TILE_W=tile[2], num_warps=THREADS // 32,
+    )  # fmt: skip
