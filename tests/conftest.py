@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 
+# Workers side by side would each start as many threads as there are cores, and wait for each other in every loop.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 

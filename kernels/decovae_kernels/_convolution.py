@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import conv_flop_count
 
 from decovae_kernels._dispatch import full_precision
-from decovae_kernels._norm import Kernels, Norm, runs_in_triton
+from decovae_kernels._norm import Kernels, Norm
 
 
 class Geometry(NamedTuple):
@@ -20,21 +20,14 @@ class Geometry(NamedTuple):
     dilation: tuple[int, ...] = (1, 1, 1)
     groups: int = 1
 
-    @property
-    def shape_preserving(self) -> bool:
-        """Whether the output of a 3³ kernel has the size of the input."""
-        return self[:3] == ((1, 1, 1), (1, 1, 1), (1, 1, 1))
-
 
 SAME = Geometry()
 POINTWISE = Geometry(padding=(0, 0, 0))
 
 
 def arranged(x: torch.Tensor) -> torch.Tensor:
-    """`x` in the layout that its convolutions are fastest in: channels-last for Triton's neighbours, else as it is."""
-    if runs_in_triton(x):
-        return x.contiguous(memory_format=torch.channels_last_3d)
-    return x if is_channels_last(x) else x.contiguous()
+    """`x` in the layout that convolutions are fastest in, on GPUs and on CPUs."""
+    return x.contiguous(memory_format=torch.channels_last_3d)
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
@@ -42,18 +35,12 @@ def is_channels_last(x: torch.Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
 
 
-def alike(x: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
-    """`x` in the layout of `model`."""
-    layout = torch.channels_last_3d if is_channels_last(model) else torch.contiguous_format
-    return x.contiguous(memory_format=layout)
-
-
 def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry) -> torch.Tensor:
-    """The convolution in the dtype of `x`; in channels-last layout where Triton's kernels read it."""
+    """The convolution in the dtype of `x`, channels-last."""
     with full_precision(x):
         bias = None if bias is None else bias.to(x.dtype)
         y = torch.ops.aten.convolution(x, _like_input(weight, x), bias, *_arguments(geometry))
-    return y.contiguous(memory_format=torch.channels_last_3d) if runs_in_triton(x) else y
+    return arranged(y)
 
 
 def input_gradient(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Tensor:
@@ -62,7 +49,7 @@ def input_gradient(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, ge
         found: torch.Tensor = torch.ops.aten.convolution_backward(
             grad, x, _like_input(weight, x), None, *_arguments(geometry), [True, False, False]
         )[0]
-    return alike(found, x)
+    return arranged(found)
 
 
 def weight_gradient(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Tensor:
@@ -86,12 +73,9 @@ def _arguments(geometry: Geometry) -> tuple[object, ...]:
 
 
 def _like_input(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """The weight in the dtype of `x`, and in its layout, which a convolution would otherwise convert on every call."""
-    weight = weight.to(x.dtype)
-    if not runs_in_triton(x):
-        return weight
+    """The weight in the dtype of `x`, and channels-last, to which a convolution would convert it on every call."""
     # By permutation: with one input channel the strides would else stay ambiguous, and torch would fall back to planes.
-    return weight.permute(0, 2, 3, 4, 1).contiguous().permute(0, 4, 1, 2, 3)
+    return weight.to(x.dtype).permute(0, 2, 3, 4, 1).contiguous().permute(0, 4, 1, 2, 3)
 
 
 def fits(x: torch.Tensor, geometry: Geometry, tile_bytes: int) -> bool:
@@ -132,14 +116,11 @@ def normalized_slabs(
     plane = channels * height * width * x.element_size()
     planes = max(tile_bytes // max(plane, 1) - reach, 1)
     inner = geometry._replace(padding=(0, *geometry.padding[1:]))
-    layout = torch.channels_last_3d if is_channels_last(x) or runs_in_triton(x) else torch.contiguous_format
     for volume in range(volumes):
         for start in range(0, depth + 2 * padding - reach, planes):
             end = min(start + planes, depth + 2 * padding - reach)
             first, last = start - padding, end - padding + reach
-            tile = torch.empty(
-                (1, channels, last - first, height, width), dtype=x.dtype, device=x.device, memory_format=layout
-            )
+            tile = empty_like_features(x, (1, channels, last - first, height, width))
             inside = Slab(volume, max(first, 0), min(last, depth))
             tile[:, :, : inside.start - first].zero_()
             tile[:, :, inside.end - first :].zero_()
@@ -151,10 +132,9 @@ def normalized_slabs(
             del part
 
 
-def output_like(x: torch.Tensor, channels: int, spatial: tuple[int, ...]) -> torch.Tensor:
-    """An empty (N, channels, *spatial) in the layout, dtype and device of `x`."""
-    layout = torch.channels_last_3d if is_channels_last(x) or runs_in_triton(x) else torch.contiguous_format
-    return torch.empty((x.shape[0], channels, *spatial), dtype=x.dtype, device=x.device, memory_format=layout)
+def empty_like_features(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """An empty channels-last tensor in the dtype and on the device of `x`."""
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
 
 
 def output_size(spatial: tuple[int, ...], kernel: tuple[int, ...], geometry: Geometry) -> tuple[int, ...]:

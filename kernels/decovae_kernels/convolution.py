@@ -98,7 +98,7 @@ def _convolution_backward(
     along = conv.input_gradient(grad, padded, weight, geometry)
     if far_padding:
         depth, height, width = x.shape[2:]
-        along = conv.alike(along[:, :, :depth, :height, :width], x)
+        along = conv.arranged(along[:, :, :depth, :height, :width])
     return [along, *found]
 
 

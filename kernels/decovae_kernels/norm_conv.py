@@ -97,7 +97,8 @@ def _norm_conv(
         y = conv.convolve(a, weight, added, geometry)
         return y, kernels.add(None, y, folded, out=y, statistics=True), state
     state = kernels.state(x, statistics, None, norm)
-    y = conv.output_like(x, weight.shape[0], conv.output_size(x.shape[2:], weight.shape[2:], geometry))
+    spatial = conv.output_size(x.shape[2:], weight.shape[2:], geometry)
+    y = conv.empty_like_features(x, (x.shape[0], weight.shape[0], *spatial))
     slabs = conv.normalized_slabs(kernels, x, state, norm, weight, added, geometry, tile_bytes)
     for slab, part in slabs:
         kernels.add(None, part, folded, out=slab.of(y), statistics=False)

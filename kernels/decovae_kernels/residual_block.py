@@ -146,13 +146,13 @@ def _residual_block(
         return y, kernels.add(side, y, total, out=y, statistics=True), kept, state1, state2
     # No gradient is wanted: in slabs.
     state1 = kernels.state(x, statistics, None, norm1)
-    inner = conv.output_like(x, conv1_weight.shape[0], x.shape[2:])
+    inner = conv.empty_like_features(x, (x.shape[0], conv1_weight.shape[0], *x.shape[2:]))
     slabs = conv.normalized_slabs(kernels, x, state1, norm1, conv1_weight, added1, SAME, tile_bytes)
     for slab, part in slabs:
         slab.of(inner).copy_(part)
         del part
     state2 = kernels.state(inner, None, shift, norm2)
-    y = conv.output_like(x, conv2_weight.shape[0], x.shape[2:])
+    y = conv.empty_like_features(x, (x.shape[0], conv2_weight.shape[0], *x.shape[2:]))
     slabs = conv.normalized_slabs(kernels, inner, state2, norm2, conv2_weight, added2, SAME, tile_bytes)
     for slab, part in slabs:
         side = slab.of(x)
