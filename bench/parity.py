@@ -3,9 +3,9 @@
 python -m bench.parity [--steps N] [--out FOLDER] [-- OPTION …]
 
 Four runs of train/vae.py that differ in nothing but arithmetic: plain torch in float32, plain torch in bfloat16, and
-the fused blocks in bfloat16, balanced and tight. What bfloat16 alone does to the curve is the distance between the first
-two; the fused curves should lie as near to the first. Options after ``--`` go to every run, ``--device cuda`` for
-example. Writes parity-DEVICE.json with the L1 of every step, and parity-DEVICE.png.
+the fused blocks in bfloat16, balanced and tight. What bfloat16 alone does to the curve is the distance between the
+first two; the fused curves should lie as near to the first. Options after ``--`` go to every run, ``--device cuda``
+for example. Writes parity-DEVICE.json with the L1 of every step, and parity-DEVICE.png.
 """
 
 from __future__ import annotations

@@ -137,14 +137,17 @@ def unfuse(module: Module) -> Module:
 
     Raises:
         TypeError: ``module`` is not an ``nn.Module``.
-        ValueError: fused modules were sharded since: their class is no longer the fused one.
+        ValueError: fused modules were sharded or parametrised since: their class is no longer the fused one.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"fuse and unfuse take a torch.nn.Module, got {type(module).__name__}")
     layers = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, Fused)]
     for name, layer in layers:
         if patterns.plain_class(layer) is type(layer):
-            raise ValueError(f"{name or 'the module'} was fused and then made a {type(layer).__name__}: fuse first")
+            kind = type(layer).__name__
+            raise ValueError(
+                f"{name or 'this'} was fused and then made a {kind}: undo that first (parametrization, sharding)"
+            )
     for _, layer in layers:
         layer.__class__ = patterns.plain_class(layer)  # type: ignore[assignment]
         layer.__dict__.pop("_fused_settings", None)

@@ -272,7 +272,7 @@ class Cascade(Fused):
             first, last = modules[0], modules[-1]
             if not step.norm:
                 x = first(x, carry=carry) if isinstance(first, Carrying) else first(x)
-            elif _needs_its_call(first) or (step.convolution and not isinstance(last, Convolution)):
+            elif any(map(_needs_its_call, modules[:-1])) or (step.convolution and not isinstance(last, Convolution)):
                 for module in modules:
                     x = module(x)
             elif step.convolution:
@@ -285,7 +285,8 @@ class Cascade(Fused):
 
 def _needs_its_call(module: nn.Module) -> bool:
     """Whether somebody gave a module hooks since it was fused: whoever watches it, or FSDP, which gathers it there."""
-    return bool(module._forward_pre_hooks or module._forward_hooks)
+    hooks = module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
+    return any(map(bool, hooks))
 
 
 class Sequence(Cascade):

@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from decovae.losses.latent_head import LatentHead
 from decovae.models.blocks import Cascade, Named
+from decovae.models.fused import Fused
 from decovae.training.runtime import Runtime
 
 COMPILED_VARIANTS = 128
@@ -34,7 +35,8 @@ def prepare_module(module: nn.Module, runtime: Runtime, *, compiled: bool) -> No
         # All blocks share the cache of one code object, with an entry for each kind, size, and mode of gradients; past
         # the limit they would silently run uncompiled.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VARIANTS)
-        blocks = [block for cascade in cascades for block in cascade.blocks]
+        # Fused blocks are operators already: there is nothing in them to compile.
+        blocks = [block for cascade in cascades for block in cascade.blocks if not isinstance(block, Fused)]
         # The latent head is one operator already, and compiled it would draw its seed from another stream.
         others = [child for child in module.children() if not isinstance(child, Cascade | Named | LatentHead)]
         for block in blocks + others:

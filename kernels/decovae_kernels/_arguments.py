@@ -10,14 +10,16 @@ def checked_input(x: torch.Tensor, name: str) -> torch.Tensor:
 
     Raises:
         TypeError: `x` is not floating point.
-        ValueError: `x` has another rank.
+        ValueError: `x` has another rank, or no elements.
     """
     if not x.is_floating_point():
         raise TypeError(f"{name} takes floating-point features, got {x.dtype}")
     if x.ndim != 5:
         raise ValueError(f"{name} takes features of shape (N, C, D, H, W), got {tuple(x.shape)}")
+    if x.numel() == 0:
+        raise ValueError(f"{name} takes at least one volume of at least one voxel, got {tuple(x.shape)}")
     kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+    if not x.is_meta and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         return x.to(torch.get_autocast_dtype(kind))
     return x
 

@@ -81,7 +81,7 @@ def _like_input(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 def fits(x: torch.Tensor, geometry: Geometry, tile_bytes: int) -> bool:
     """Whether a temporary as large as `x` may be whole; a convolution with strides or dilation is never cut."""
     whole = geometry.stride != (1, 1, 1) or geometry.dilation != (1, 1, 1)
-    return whole or tile_bytes <= 0 or x.nbytes <= tile_bytes
+    return whole or tile_bytes <= 0 or x.numel() * x.element_size() <= tile_bytes
 
 
 class Slab(NamedTuple):

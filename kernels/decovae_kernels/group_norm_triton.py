@@ -27,6 +27,8 @@ _WARPS = 4
 _PROGRAMS = 8
 # Tiles that a program reads at the least, so that its first and last steps do not dominate.
 _LEAST_TILES = 2
+# What a grid has along its third axis.
+_MOST_VOLUMES = 65535
 
 FOLDS_BIAS = True
 
@@ -324,6 +326,8 @@ class _Plan(NamedTuple):
 
 def _plan(x: torch.Tensor) -> _Plan:
     volumes, channels = x.shape[:2]
+    if volumes > _MOST_VOLUMES:
+        raise ValueError(f"at most {_MOST_VOLUMES} volumes at a time on a GPU, got {volumes}: split the batch")
     flat = x.view(volumes, channels, -1)  # the callers see to it that samples lie at one stride
     samples = flat.shape[2]
     strides = flat.stride(0), flat.stride(1), flat.stride(2)

@@ -123,19 +123,20 @@ def _norm_conv_backward(
     padding: Sequence[int],
     dilation: Sequence[int],
     conv_groups: int,
+    needs_parameters: bool,
 ) -> list[torch.Tensor]:
-    """Gradients of x, γ, β, the weight and, if there is one, the bias."""
+    """Gradients of x, γ, β and, where they are needed, of the weight and, if there is one, of the bias."""
     kernels = kernels_for(x)
     norm = Norm(norm_weight, norm_bias, groups, eps, silu)
     geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation), conv_groups)
     grad = conv.arranged(grad)
     along_a = conv.input_gradient(grad, x, weight, geometry)
-    carry, a = kernels.begin_gradient(along_a, x, state, norm, activation=True)
-    along_weight = conv.weight_gradient(grad, a, weight, geometry)
+    carry, a = kernels.begin_gradient(along_a, x, state, norm, activation=needs_parameters)
+    along_weight = conv.weight_gradient(grad, a, weight, geometry) if needs_parameters else x.new_empty(0)
     del along_a, a
     along_x, along_gamma, along_beta, _ = kernels.finish_gradient(carry, x, state, norm, other=None, over=True)
     found = [along_x, along_gamma.to(norm_weight.dtype), along_beta.to(norm_bias.dtype), along_weight]
-    return found if bias is None else [*found, conv.bias_gradient(grad, bias)]
+    return found if bias is None or not needs_parameters else [*found, conv.bias_gradient(grad, bias)]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
@@ -148,8 +149,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
 def _backward(ctx: Any, grad: torch.Tensor | None, *_: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     if grad is None:
         return (None,) * 14
-    along_x, *others = _norm_conv_backward(grad, *ctx.saved_tensors, *ctx.options)
-    return along_x, None, *others, *[None] * (12 - len(others))
+    needed = ctx.needs_input_grad[2:6]
+    along_x, *others = _norm_conv_backward(grad, *ctx.saved_tensors, *ctx.options, any(needed))
+    others += [None] * (4 - len(others))
+    along = (found if needs else None for found, needs in zip(others, needed, strict=True))
+    return along_x, None, *along, *[None] * 8
 
 
 _call = differentiable(_norm_conv, _save, _backward)
@@ -162,4 +166,4 @@ def _flops(x: torch.Size, *shapes: Any, out_shape: Any = None, **_: Any) -> int:
 
 @register_flop_formula(torch.ops.decovae.norm_conv_backward)
 def _backward_flops(grad: torch.Size, x: torch.Size, *shapes: Any, **_: Any) -> int:
-    return 2 * conv.flops(x, shapes[3], tuple(grad[2:]))
+    return (2 if shapes[-1] else 1) * conv.flops(x, shapes[3], tuple(grad[2:]))

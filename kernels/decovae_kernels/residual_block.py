@@ -185,8 +185,9 @@ def _residual_block_backward(
     groups2: int,
     eps1: float,
     eps2: float,
+    needs_parameters: bool,
 ) -> list[torch.Tensor]:
-    """Gradients of x and of the parameters, in their order; empty where there is no parameter."""
+    """Gradients of x and of the parameters, in their order; empty where there is no parameter or none is needed."""
     kernels = kernels_for(x)
     norm1 = Norm(norm1_weight, norm1_bias, groups1, eps1, True)
     norm2 = Norm(norm2_weight, norm2_bias, groups2, eps2, True)
@@ -194,18 +195,19 @@ def _residual_block_backward(
     if inner.numel() == 0:
         inner = _inner_again(kernels, x, state1, norm1, conv1_weight, conv1_bias)
     along_a = conv.input_gradient(grad, inner, conv2_weight, SAME)
-    carry, a = kernels.begin_gradient(along_a, inner, state2, norm2, activation=True)
-    along_conv2 = conv.weight_gradient(grad, a, conv2_weight, SAME)
+    carry, a = kernels.begin_gradient(along_a, inner, state2, norm2, activation=needs_parameters)
+    along_conv2 = conv.weight_gradient(grad, a, conv2_weight, SAME) if needs_parameters else _none(x)
     del along_a, a
     along_inner, *along_norm2, along_bias1 = kernels.finish_gradient(carry, inner, state2, norm2, other=None, over=True)
     del carry, inner
     along_a = conv.input_gradient(along_inner, x, conv1_weight, SAME)
-    carry, a = kernels.begin_gradient(along_a, x, state1, norm1, activation=True)
-    along_conv1 = conv.weight_gradient(along_inner, a, conv1_weight, SAME)
+    carry, a = kernels.begin_gradient(along_a, x, state1, norm1, activation=needs_parameters)
+    along_conv1 = conv.weight_gradient(along_inner, a, conv1_weight, SAME) if needs_parameters else _none(x)
     del along_a, a, along_inner
     side, along_shortcut = grad, _none(x)
     if shortcut_weight is not None:
-        along_shortcut = conv.weight_gradient(grad, x, shortcut_weight, POINTWISE)
+        if needs_parameters:
+            along_shortcut = conv.weight_gradient(grad, x, shortcut_weight, POINTWISE)
         side = conv.input_gradient(grad, x, shortcut_weight, POINTWISE)
     along_x, *along_norm1, _ = kernels.finish_gradient(carry, x, state1, norm1, other=side, over=True)
     return [
@@ -215,9 +217,9 @@ def _residual_block_backward(
         _none(x) if conv1_bias is None else along_bias1.to(conv1_bias.dtype),
         *(found.to(like.dtype) for found, like in zip(along_norm2, (norm2_weight, norm2_bias), strict=True)),
         along_conv2,
-        _none(x) if conv2_bias is None else conv.bias_gradient(grad, conv2_bias),
+        conv.bias_gradient(grad, conv2_bias) if needs_parameters and conv2_bias is not None else _none(x),
         along_shortcut,
-        _none(x) if shortcut_bias is None else conv.bias_gradient(grad, shortcut_bias),
+        conv.bias_gradient(grad, shortcut_bias) if needs_parameters and shortcut_bias is not None else _none(x),
     ]
 
 
@@ -255,8 +257,9 @@ def _backward(ctx: Any, grad: torch.Tensor | None, *_: torch.Tensor | None) -> t
     if grad is None:
         return (None,) * 18
     saved = ctx.saved_tensors  # read once: activation checkpointing refuses a second time
-    along_x, *others = _residual_block_backward(grad, *saved, *ctx.options)
-    along = (found if parameter is not None else None for found, parameter in zip(others, saved[4:], strict=True))
+    needed = ctx.needs_input_grad[2:12]
+    along_x, *others = _residual_block_backward(grad, *saved, *ctx.options, any(needed))
+    along = (found if needs else None for found, needs in zip(others, needed, strict=True))
     return along_x, None, *along, *[None] * 6
 
 
@@ -282,4 +285,4 @@ def _flops(x: torch.Size, *shapes: Any, **_: Any) -> int:
 def _backward_flops(grad: torch.Size, x: torch.Size, inner: torch.Size, *shapes: Any, **_: Any) -> int:
     first, others = _block_flops(x, shapes[4], shapes[8], shapes[10])
     again = first if inner.numel() == 0 else 0
-    return 2 * (first + others) + again
+    return (2 if shapes[-1] else 1) * (first + others) + again

@@ -77,6 +77,19 @@ def test_compiles_whole() -> None:
         torch.testing.assert_close(a, b)
 
 
+def test_compiled_blocks_run_without_gradients_on_volumes_of_any_size() -> None:
+    torch._dynamo.reset()
+    parameters = BLOCK._replace(**SQUARE)
+    compiled = torch.compile(
+        lambda x: residual_block(x, parameters, (2, 2), EPS, tile_bytes=4096)[0], fullgraph=True, backend="aot_eager"
+    )
+    compiled(features((1, 8, 8, 8, 8))).sum().backward()
+    for depth in (12, 20, 4):
+        x = features((1, 8, depth, 6, 8)).detach()
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), residual_block(x, parameters, (2, 2), EPS, tile_bytes=0)[0])
+
+
 def test_torch_func_and_checkpointing_give_the_same_gradient() -> None:
     x = features(SHAPE)
     (expected,) = torch.autograd.grad(everything(x).square().sum(), [x])
@@ -88,13 +101,24 @@ def test_torch_func_and_checkpointing_give_the_same_gradient() -> None:
 def test_frozen_parameters_and_inputs() -> None:
     x = features(SHAPE)
     (expected,) = torch.autograd.grad(everything(x).sum(), [x])
+
+    def backward_operations() -> int:
+        y, _ = residual_block(x, BLOCK, (2, 2), EPS)
+        with FlopCounterMode(display=False) as counter:
+            y.sum().backward(inputs=[x, *(leaf for leaf in LEAVES if leaf.requires_grad)])
+        x.grad = None
+        return int(counter.get_total_flops())
+
+    operations = [backward_operations()]
     frozen = [leaf.requires_grad_(False) for leaf in LEAVES]
     try:
         (found,) = torch.autograd.grad(everything(x).sum(), [x])
+        operations.insert(0, backward_operations())
     finally:
         for leaf in frozen:
             leaf.requires_grad_()
     assert torch.equal(found, expected)
+    assert operations[0] * 2 == operations[1]  # only the input's gradients: half of a backward
     y = everything(x.detach())
     assert all(grad.isfinite().all() for grad in gradients(y, PARAMETERS))
 

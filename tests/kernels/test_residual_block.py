@@ -200,6 +200,8 @@ def test_wrong_input_is_named() -> None:
         residual_block(x.detach().long(), p, (2, 2), EPS)
     with pytest.raises(ValueError, match=r"\(N, C, D, H, W\), got \(4, 3, 4, 5\)"):
         residual_block(x[0], p, (2, 2), EPS)
+    with pytest.raises(ValueError, match="at least one volume of at least one voxel"):
+        residual_block(x[:0], p, (2, 2), EPS)
     with pytest.raises(ValueError, match="first norm: groups=3 must divide the 4 channels"):
         residual_block(x, p, (3, 2), EPS)
     with pytest.raises(ValueError, match="4 channels cannot be added to 8 without a shortcut"):
