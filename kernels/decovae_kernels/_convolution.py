@@ -45,20 +45,22 @@ def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, g
 
 def input_gradient(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     """The gradient of a convolution with respect to its input, whose shape alone is taken from `x`."""
-    with full_precision(x):
-        found: torch.Tensor = torch.ops.aten.convolution_backward(
-            grad, x, _like_input(weight, x), None, *_arguments(geometry), [True, False, False]
-        )[0]
-    return arranged(found)
+    return arranged(_gradients(grad, x, weight, geometry, [True, False, False])[0])
 
 
 def weight_gradient(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     """The gradient of a convolution with respect to its weight, in the dtype of `weight`."""
+    return _gradients(grad, x, weight, geometry, [False, True, False])[1].to(weight.dtype)
+
+
+def _gradients(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, geometry: Geometry, wanted: list[bool]
+) -> tuple[torch.Tensor, ...]:
     with full_precision(x):
-        found: torch.Tensor = torch.ops.aten.convolution_backward(
-            grad, x, _like_input(weight, x), None, *_arguments(geometry), [False, True, False]
-        )[1]
-    return found.to(weight.dtype)
+        found: tuple[torch.Tensor, ...] = torch.ops.aten.convolution_backward(
+            grad, x, _like_input(weight, x), None, *_arguments(geometry), wanted
+        )
+    return found
 
 
 def bias_gradient(grad: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -68,6 +68,18 @@ def _write(ptr, value, valid, MASKED: tl.constexpr):
 
 
 @triton.jit
+def _norm_of(state, weight, bias, channel, C):
+    """Centre, rstd, γ and β of this program's channels, (1, BLOCK_C) each."""
+    inside = channel < C
+    row = state + tl.program_id(2).to(tl.int64) * 3 * C + channel
+    centre = tl.load(row, mask=inside, other=0.0)
+    rstd = tl.load(row + C, mask=inside, other=0.0)
+    gamma = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
+    beta = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
+    return centre[None, :], rstd[None, :], gamma[None, :], beta[None, :]
+
+
+@triton.jit
 def _sigmoid(z):
     """1 / (1 + exp(−z)) to 3e-7, in half the instructions of `tl.sigmoid`: neither step guards against denormals."""
     root = tl.rsqrt(1.0 + tl.exp2(z * -1.4426950408889634))
@@ -172,14 +184,11 @@ def _norm_apply_kernel(
     """out = act(γ x̂ + β)."""
     channel, base, offsets = _tile(C, stride_n, stride_c, stride_s, chunk, BLOCK_S, BLOCK_C)
     length = tl.minimum(chunk, S - tl.program_id(0) * chunk)
-    row = state + tl.program_id(2).to(tl.int64) * 3 * C + channel
-    centre = tl.load(row, mask=channel < C, other=0.0)[None, :]
-    scale = tl.load(row + C, mask=channel < C, other=0.0)
-    scale = (scale * tl.load(weight + channel, mask=channel < C, other=0.0).to(tl.float32))[None, :]
-    shift = tl.load(bias + channel, mask=channel < C, other=0.0).to(tl.float32)[None, :]
+    centre, rstd, gamma, beta = _norm_of(state, weight, bias, channel, C)
+    scale = rstd * gamma
     for i in range(tl.cdiv(length, BLOCK_S)):
         valid = _valid(i, length, channel, C, BLOCK_S, BLOCK_C)
-        value = (_read(x + base + offsets, valid, MASKED) - centre) * scale + shift
+        value = (_read(x + base + offsets, valid, MASKED) - centre) * scale + beta
         if SILU:
             value = value * _sigmoid(value)
         _write(out + base + offsets, value.to(out.dtype.element_ty), valid, MASKED)
@@ -205,11 +214,7 @@ def _norm_sums_kernel(
     """Σ dz and Σ dz·x̂ a channel over this program's chunk; the activation that the forward did not keep."""
     channel, base, offsets = _tile(C, stride_n, stride_c, stride_s, chunk, BLOCK_S, BLOCK_C)
     length = tl.minimum(chunk, S - tl.program_id(0) * chunk)
-    row = state + tl.program_id(2).to(tl.int64) * 3 * C + channel
-    centre = tl.load(row, mask=channel < C, other=0.0)[None, :]
-    rstd = tl.load(row + C, mask=channel < C, other=0.0)[None, :]
-    gamma = tl.load(weight + channel, mask=channel < C, other=0.0).to(tl.float32)[None, :]
-    beta = tl.load(bias + channel, mask=channel < C, other=0.0).to(tl.float32)[None, :]
+    centre, rstd, gamma, beta = _norm_of(state, weight, bias, channel, C)
     along_beta = tl.zeros((BLOCK_S, BLOCK_C), tl.float32)
     along_gamma = tl.zeros((BLOCK_S, BLOCK_C), tl.float32)
     for i in range(tl.cdiv(length, BLOCK_S)):
@@ -279,11 +284,7 @@ def _norm_gradient_kernel(
     """out = rstd (γ dz − mean(γ dz) − x̂ mean(γ dz·x̂)) + other, means over the group."""
     channel, base, offsets = _tile(C, stride_n, stride_c, stride_s, chunk, BLOCK_S, BLOCK_C)
     length = tl.minimum(chunk, S - tl.program_id(0) * chunk)
-    row = state + tl.program_id(2).to(tl.int64) * 3 * C + channel
-    centre = tl.load(row, mask=channel < C, other=0.0)[None, :]
-    rstd = tl.load(row + C, mask=channel < C, other=0.0)[None, :]
-    gamma = tl.load(weight + channel, mask=channel < C, other=0.0).to(tl.float32)[None, :]
-    beta = tl.load(bias + channel, mask=channel < C, other=0.0).to(tl.float32)[None, :]
+    centre, rstd, gamma, beta = _norm_of(state, weight, bias, channel, C)
     row = means + tl.program_id(2).to(tl.int64) * 2 * C + channel
     mean = tl.load(row, mask=channel < C, other=0.0)[None, :]
     slope = tl.load(row + C, mask=channel < C, other=0.0)[None, :]

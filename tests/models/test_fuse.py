@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,16 +20,6 @@ from tests.models.twins import monai_block, monai_twin, perturbed
 
 MEMORY: tuple[Memory, ...] = ("balanced", "tight")
 SMALL = AutoencoderConfig(channels=(8, 16), residual_blocks=1, groups=4)
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
-    """Small tensors gain nothing from threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 def results(

@@ -6,7 +6,6 @@ import copy
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,16 +23,6 @@ from decovae.models.fused import Carry, Fused
 from tests.models.twins import monai_block, monai_twin
 
 SMALL = AutoencoderConfig(channels=(4, 8), residual_blocks=1, groups=2)
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
-    """Small tensors gain nothing from threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 def snapshot(module: nn.Module) -> list[tuple[str, type, dict[str, Any]]]:
