@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 
 
-def checked_input(x: torch.Tensor, name: str) -> torch.Tensor:
+def checked_input(x: torch.Tensor, name: str, *, may_be_empty: bool = False) -> torch.Tensor:
     """`x` (N, C, D, H, W) in the dtype that torch's autocast would convolve it in.
 
     Raises:
         TypeError: `x` is not floating point.
-        ValueError: `x` has another rank, or no elements.
+        ValueError: `x` has another rank, or no elements, unless it may.
     """
     if not x.is_floating_point():
         raise TypeError(f"{name} takes floating-point features, got {x.dtype}")
     if x.ndim != 5:
         raise ValueError(f"{name} takes features of shape (N, C, D, H, W), got {tuple(x.shape)}")
-    if x.numel() == 0:
+    if x.numel() == 0 and not may_be_empty:
         raise ValueError(f"{name} takes at least one volume of at least one voxel, got {tuple(x.shape)}")
     kind = x.device.type
     if not x.is_meta and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:

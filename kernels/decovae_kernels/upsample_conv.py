@@ -59,7 +59,7 @@ def upsample_conv(
         raise ValueError(f"upsample_conv: method must be one of {', '.join(METHODS)}, got {method!r}")
     if tile_bytes < 0:
         raise ValueError(f"upsample_conv: tile_bytes must not be negative, got {tile_bytes}")
-    x = checked_input(x, "upsample_conv")
+    x = checked_input(x, "upsample_conv", may_be_empty=True)
     for parameter in (weight, bias):
         if parameter is not None and not parameter.is_floating_point():
             raise TypeError(f"upsample_conv takes floating-point parameters, got {parameter.dtype}")

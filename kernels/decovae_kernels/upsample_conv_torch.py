@@ -28,7 +28,7 @@ def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, ti
         x: (N, C_in, D, H, W), any strides.
         weight: (C_out, C_in, 3, 3, 3) in x's dtype.
         bias: (C_out,) or None.
-        tile_bytes: bounds the products, as far as one plane of depth does; 0 for `SLAB_BYTES`.
+        tile_bytes: bounds the products, as far as one plane of depth does; `SLAB_BYTES` at the most.
     """
     volumes, _, *spatial = x.shape
     out_channels = weight.shape[0]
@@ -111,7 +111,7 @@ def _mixing(weight: torch.Tensor) -> torch.Tensor:
 def _slabs(x: torch.Tensor, group: int, tile_bytes: int) -> Iterator[tuple[int, tuple[int, int], tuple[int, int]]]:
     """Volume, planes [start, end) of low resolution, and the planes [first, last) that these depend on."""
     volumes, _, depth, *_ = x.shape
-    planes = max((tile_bytes or SLAB_BYTES) // max(_plane_bytes(x) * group, 1), 1)
+    planes = max(_slab_bytes(tile_bytes) // max(_plane_bytes(x) * group, 1), 1)
     # Of several slabs, each computes a neighbouring plane on either side again.
     step = depth if planes >= depth else max(planes - 2, 1)
     for n in range(volumes):
@@ -122,7 +122,7 @@ def _slabs(x: torch.Tensor, group: int, tile_bytes: int) -> Iterator[tuple[int, 
 
 def _group(x: torch.Tensor, channels: int, tile_bytes: int) -> int:
     """Output channels taken at once: 32 for fast products, fewer for slabs of 8 planes, which then share few."""
-    fitting = (tile_bytes or SLAB_BYTES) // max(8 * _plane_bytes(x), 1)
+    fitting = _slab_bytes(tile_bytes) // max(8 * _plane_bytes(x), 1)
     return max(min(channels, 32, max(fitting // 8 * 8, 8)), 1)
 
 
@@ -195,3 +195,7 @@ def _spread(grad: torch.Tensor, axis: int) -> torch.Tensor:
     low[start] += odd[start] - even[start]
     high[end] += even[end] - odd[end]
     return out
+
+
+def _slab_bytes(tile_bytes: int) -> int:
+    return min(tile_bytes, SLAB_BYTES) if tile_bytes else SLAB_BYTES

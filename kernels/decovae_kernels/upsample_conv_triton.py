@@ -296,7 +296,7 @@ def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, ti
         x: (N, C_in, D, H, W), float16, bfloat16 or float32, any strides; one copy where not channels-last.
         weight: (C_out, C_in, 3, 3, 3) in x's dtype.
         bias: (C_out,) in any floating dtype, or None.
-        tile_bytes: bounds the products, as far as three planes of depth do; 0 for `SLAB_BYTES`.
+        tile_bytes: bounds the products, as far as three planes of depth do; `SLAB_BYTES` at the most.
     """
     voxels = x.movedim(1, -1).contiguous()
     volumes, depth, height, width, _ = voxels.shape
@@ -403,7 +403,7 @@ def _mixing(weight: torch.Tensor) -> torch.Tensor:
 def _slab(voxels: torch.Tensor, channels: int, fewest: int, tile_bytes: int) -> tuple[int, int]:
     """Volumes and planes of each whose products fit the slab: whole volumes, or at least `fewest` planes of one."""
     volumes, depth, height, width, _ = voxels.shape
-    planes = (tile_bytes or SLAB_BYTES) // max(27 * channels * height * width * voxels.element_size(), 1)
+    planes = _slab_bytes(tile_bytes) // max(27 * channels * height * width * voxels.element_size(), 1)
     if planes < depth:
         return 1, min(max(planes, fewest), depth)
     return min(planes // depth, volumes, _MAX_VOLUMES), depth
@@ -439,3 +439,7 @@ def _launch(
         kernel, (tiles, triton.cdiv(channels, block), volumes), source, *others,
         CHANNELS=channels, BLOCK=block, TILE_D=tile[0], TILE_H=tile[1], TILE_W=tile[2], num_warps=THREADS // 32,
     )  # fmt: skip
+
+
+def _slab_bytes(tile_bytes: int) -> int:
+    return min(tile_bytes, SLAB_BYTES) if tile_bytes else SLAB_BYTES
