@@ -71,8 +71,11 @@ def runs_in_triton(x: torch.Tensor) -> bool:
     return x.dtype != torch.float64 and wants_triton(x)
 
 
+def implementation(operation: str, x: torch.Tensor) -> Any:
+    """The module that computes `operation` for a tensor like `x`; Triton is imported only where it runs."""
+    return importlib.import_module(f"decovae_kernels.{operation}_{'triton' if runs_in_triton(x) else 'torch'}")
+
+
 def kernels_for(x: torch.Tensor) -> Kernels:
-    """The implementation for a tensor like `x`; Triton is imported only where it runs."""
-    name = "triton" if runs_in_triton(x) else "torch"
-    module: Any = importlib.import_module(f"decovae_kernels.group_norm_{name}")
-    return cast(Kernels, module)
+    """The implementation of norms for a tensor like `x`."""
+    return cast(Kernels, implementation("group_norm", x))

@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from decovae_kernels import upsample_conv_torch
 from decovae_kernels._arguments import checked_input
 from decovae_kernels._autograd import differentiable
 from decovae_kernels._convolution import is_channels_last
 from decovae_kernels._dispatch import full_precision
 from decovae_kernels._launch import self_describing
-from decovae_kernels._norm import runs_in_triton
+from decovae_kernels._norm import implementation, runs_in_triton
 from decovae_kernels.upsample_conv_cost import chosen, direct_flops, factorised_flops
 
 METHODS = ("auto", "direct", "factorised")
@@ -78,7 +77,7 @@ def upsample_conv(
 def _upsample_conv(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, method: str, tile_bytes: int
 ) -> torch.Tensor:
-    kernels = _kernels(x)
+    kernels = implementation("upsample_conv", x)
     with full_precision(x):
         if 0 in x.shape or weight.shape[0] == 0:
             y = x.new_empty(_output_shape(x, weight))
@@ -87,7 +86,7 @@ def _upsample_conv(
         elif _way(x, weight, method) == "direct":
             y = _direct(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), kernels, tile_bytes)
         else:
-            y = kernels.forward(x, weight.to(x.dtype), bias, tile_bytes)
+            y = kernels.forward(x, weight.to(x.dtype), bias, _slab_bytes(kernels, tile_bytes))
     return _laid_out(y, _channels_last(x))
 
 
@@ -103,7 +102,7 @@ def _upsample_conv_backward(
     needs_bias: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients in the dtypes of `x` and `weight`, that of the bias in float32 at least; empty where not needed."""
-    kernels = _kernels(x)
+    kernels = implementation("upsample_conv", x)
     grad_x: torch.Tensor | None = None
     grad_weight: torch.Tensor | None = None
     with full_precision(x):
@@ -114,7 +113,7 @@ def _upsample_conv_backward(
             if _way(x, weight, method) == "direct":
                 grad_x, grad_weight = _direct_backward(grad, x, cast, kernels, needs)
             else:
-                grad_x, grad_weight = kernels.backward(grad, x, cast, tile_bytes, needs)
+                grad_x, grad_weight = kernels.backward(grad, x, cast, _slab_bytes(kernels, tile_bytes), needs)
     wide = torch.promote_types(x.dtype, torch.float32)
     return (
         x.new_empty(0) if grad_x is None or not needs_x else _laid_out(grad_x, _channels_last(x)),
@@ -165,12 +164,10 @@ def _backward_flops(
     return (needs_x + needs_weight) * _forward_flops(x, weight, None, method)
 
 
-def _kernels(x: torch.Tensor) -> ModuleType:
-    if not runs_in_triton(x):
-        return upsample_conv_torch
-    from decovae_kernels import upsample_conv_triton
-
-    return upsample_conv_triton
+def _slab_bytes(kernels: ModuleType, tile_bytes: int) -> int:
+    """What the factorised way's products may take at a time."""
+    most: int = kernels.SLAB_BYTES
+    return min(tile_bytes, most) if tile_bytes else most
 
 
 def _way(x: torch.Tensor, weight: torch.Tensor, method: str) -> str:

@@ -21,14 +21,14 @@ from decovae_kernels._dispatch import without_memory
 SLAB_BYTES = 1 << 23
 
 
-def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, tile_bytes: int) -> torch.Tensor:
+def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, slab_bytes: int) -> torch.Tensor:
     """Σ_k shift_k(U(W_k x)) + bias, (N, C_out, 2D, 2H, 2W) in x's dtype, channels-last in memory.
 
     Args:
         x: (N, C_in, D, H, W), any strides.
         weight: (C_out, C_in, 3, 3, 3) in x's dtype.
         bias: (C_out,) or None.
-        tile_bytes: bounds the products, as far as one plane of depth does; `SLAB_BYTES` at the most.
+        slab_bytes: bounds the products, as far as one plane of depth does.
     """
     volumes, _, *spatial = x.shape
     out_channels = weight.shape[0]
@@ -36,9 +36,9 @@ def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, ti
     mixing = _mixing(weight.to(dtype))
     doubled = [2 * size for size in spatial]
     out = x.new_empty(volumes, *doubled, out_channels)
-    count = _group(x, out_channels, tile_bytes)
+    count = _group(x, out_channels, slab_bytes)
     groups = [slice(c, min(c + count, out_channels)) for c in range(0, out_channels, count)]
-    for n, (start, end), (first, last) in _slabs(x, count, tile_bytes):
+    for n, (start, end), (first, last) in _slabs(x, count, slab_bytes):
         rows = _rows(x, n, first, last).to(dtype)
         for group in groups:
             products = torch.matmul(rows, mixing[:, :, group]).view(3, 3, 3, last - first, *spatial[1:], -1)
@@ -51,7 +51,7 @@ def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, ti
 
 
 def backward(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, tile_bytes: int, needs: tuple[bool, bool]
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, slab_bytes: int, needs: tuple[bool, bool]
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Gradients with respect to `x`, in its dtype and channels-last in memory, and to `weight`, at least float32.
 
@@ -64,9 +64,9 @@ def backward(
     mixing = _mixing(weight.to(dtype))
     grad_mixing = torch.zeros_like(mixing) if needs[1] else None
     grad_x = x.new_empty(volumes, *spatial, in_channels) if needs[0] else None
-    count = _group(x, out_channels, tile_bytes)
+    count = _group(x, out_channels, slab_bytes)
     groups = [slice(c, min(c + count, out_channels)) for c in range(0, out_channels, count)]
-    for n, (start, end), (first, last) in _slabs(x, count, tile_bytes):
+    for n, (start, end), (first, last) in _slabs(x, count, slab_bytes):
         rows = _rows(x, n, start, end).to(dtype)
         grad_rows = torch.zeros_like(rows)
         for group in groups:
@@ -108,10 +108,10 @@ def _mixing(weight: torch.Tensor) -> torch.Tensor:
     return (weight / 64).permute(2, 3, 4, 1, 0).reshape(27, weight.shape[1], weight.shape[0])
 
 
-def _slabs(x: torch.Tensor, group: int, tile_bytes: int) -> Iterator[tuple[int, tuple[int, int], tuple[int, int]]]:
+def _slabs(x: torch.Tensor, group: int, slab_bytes: int) -> Iterator[tuple[int, tuple[int, int], tuple[int, int]]]:
     """Volume, planes [start, end) of low resolution, and the planes [first, last) that these depend on."""
     volumes, _, depth, *_ = x.shape
-    planes = max(_slab_bytes(tile_bytes) // max(_plane_bytes(x) * group, 1), 1)
+    planes = max(slab_bytes // max(_plane_bytes(x) * group, 1), 1)
     # Of several slabs, each computes a neighbouring plane on either side again.
     step = depth if planes >= depth else max(planes - 2, 1)
     for n in range(volumes):
@@ -120,9 +120,9 @@ def _slabs(x: torch.Tensor, group: int, tile_bytes: int) -> Iterator[tuple[int, 
             yield n, (start, end), (max(start - 1, 0), min(end + 1, depth))
 
 
-def _group(x: torch.Tensor, channels: int, tile_bytes: int) -> int:
+def _group(x: torch.Tensor, channels: int, slab_bytes: int) -> int:
     """Output channels taken at once: 32 for fast products, fewer for slabs of 8 planes, which then share few."""
-    fitting = _slab_bytes(tile_bytes) // max(8 * _plane_bytes(x), 1)
+    fitting = slab_bytes // max(8 * _plane_bytes(x), 1)
     return max(min(channels, 32, max(fitting // 8 * 8, 8)), 1)
 
 
@@ -195,7 +195,3 @@ def _spread(grad: torch.Tensor, axis: int) -> torch.Tensor:
     low[start] += odd[start] - even[start]
     high[end] += even[end] - odd[end]
     return out
-
-
-def _slab_bytes(tile_bytes: int) -> int:
-    return min(tile_bytes, SLAB_BYTES) if tile_bytes else SLAB_BYTES

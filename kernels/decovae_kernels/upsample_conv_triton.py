@@ -289,21 +289,21 @@ def _downsample_kernel(
     tl.store(out_ptr + (voxel * CHANNELS)[:, None] + channel, total.to(out_ptr.dtype.element_ty), mask=written)
 
 
-def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, tile_bytes: int) -> torch.Tensor:
+def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, slab_bytes: int) -> torch.Tensor:
     """Σ_k shift_k(U(W_k x)) + bias, (N, C_out, 2D, 2H, 2W) in x's dtype, channels-last in memory.
 
     Args:
         x: (N, C_in, D, H, W), float16, bfloat16 or float32, any strides; one copy where not channels-last.
         weight: (C_out, C_in, 3, 3, 3) in x's dtype.
         bias: (C_out,) in any floating dtype, or None.
-        tile_bytes: bounds the products, as far as three planes of depth do; `SLAB_BYTES` at the most.
+        slab_bytes: bounds the products, as far as three planes of depth do.
     """
     voxels = x.movedim(1, -1).contiguous()
     volumes, depth, height, width, _ = voxels.shape
     channels = weight.shape[0]
     mixing = _mixing(weight)
     out = x.new_empty(volumes, 2 * depth, 2 * height, 2 * width, channels)
-    group, slots = _slab(voxels, channels, 3, tile_bytes)
+    group, slots = _slab(voxels, channels, 3, slab_bytes)
     products = x.new_empty(group * slots * height * width, 27 * channels)
     plane = height * width
     for n in range(0, volumes, group):
@@ -333,7 +333,7 @@ def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, ti
 
 
 def backward(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, tile_bytes: int, needs: tuple[bool, bool]
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, slab_bytes: int, needs: tuple[bool, bool]
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Gradients with respect to `x`, in its dtype and channels-last in memory, and to `weight`, in float32.
 
@@ -346,7 +346,7 @@ def backward(
     mixing = _mixing(weight)
     grad_x = torch.empty_like(voxels) if needs[0] else None
     grad_mixing = torch.zeros_like(mixing, dtype=torch.float32) if needs[1] else None
-    group, count = _slab(voxels, channels, 1, tile_bytes)
+    group, count = _slab(voxels, channels, 1, slab_bytes)
     plane = height * width
     pulled = x.new_empty(group * count * plane, 27 * channels)
     for n in range(0, volumes, group):
@@ -400,10 +400,10 @@ def _mixing(weight: torch.Tensor) -> torch.Tensor:
     return weight.permute(1, 2, 3, 4, 0).reshape(weight.shape[1], -1)
 
 
-def _slab(voxels: torch.Tensor, channels: int, fewest: int, tile_bytes: int) -> tuple[int, int]:
+def _slab(voxels: torch.Tensor, channels: int, fewest: int, slab_bytes: int) -> tuple[int, int]:
     """Volumes and planes of each whose products fit the slab: whole volumes, or at least `fewest` planes of one."""
     volumes, depth, height, width, _ = voxels.shape
-    planes = _slab_bytes(tile_bytes) // max(27 * channels * height * width * voxels.element_size(), 1)
+    planes = slab_bytes // max(27 * channels * height * width * voxels.element_size(), 1)
     if planes < depth:
         return 1, min(max(planes, fewest), depth)
     return min(planes // depth, volumes, _MAX_VOLUMES), depth
@@ -439,7 +439,3 @@ def _launch(
         kernel, (tiles, triton.cdiv(channels, block), volumes), source, *others,
         CHANNELS=channels, BLOCK=block, TILE_D=tile[0], TILE_H=tile[1], TILE_W=tile[2], num_warps=THREADS // 32,
     )  # fmt: skip
-
-
-def _slab_bytes(tile_bytes: int) -> int:
-    return min(tile_bytes, SLAB_BYTES) if tile_bytes else SLAB_BYTES

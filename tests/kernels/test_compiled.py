@@ -89,8 +89,8 @@ def _upsample_conv(channels: int, dtype: str, layout: str) -> None:
     low = torch.empty((1, channels, *[size] * 3), dtype=DTYPES[dtype], memory_format=FORMATS[layout])
     high = torch.empty((1, channels, *[2 * size] * 3), dtype=DTYPES[dtype], memory_format=FORMATS[layout])
     weight = torch.empty((channels, channels, 3, 3, 3), dtype=DTYPES[dtype])
-    kernels.forward(low, weight, torch.empty(channels), 0)
-    kernels.backward(high, low, weight, 0, (True, True))
+    kernels.forward(low, weight, torch.empty(channels), kernels.SLAB_BYTES)
+    kernels.backward(high, low, weight, kernels.SLAB_BYTES, (True, True))
     kernels.downsample(kernels.upsample(low))
 
 
