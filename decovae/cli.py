@@ -18,7 +18,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "info": Command("Versions, devices, kernels, and the largest patch that fits a card.", "decovae.info"),
+    "info": Command("Versions, devices, kernels, and the largest patch that fits a card.", "decovae.commands.info"),
 }
 """Modules are imported when their command is given, so that none pays for what another needs."""
 

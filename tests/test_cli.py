@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from decovae import cli, info
-from decovae.info import InfoConfig
+from decovae import cli
+from decovae.commands import info
+from decovae.commands.info import InfoConfig
 from decovae.training.config import VAEConfig
 
 GIB = 2**30

@@ -16,8 +16,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from decovae.errors import InputError, RunError
+from decovae.runtime import Runtime
 from decovae.training.ema import ExponentialMovingAverage
-from decovae.training.runtime import Runtime
 
 
 class Checkpoints:

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
 from decovae.errors import RunError
+from decovae.runtime import Runtime
 from decovae.training.checkpoints import Checkpoints
 from decovae.training.config import RunConfig
 from decovae.training.ema import ExponentialMovingAverage
@@ -22,7 +23,6 @@ from decovae.training.interruption import Interrupted, StopRequest, stop_request
 from decovae.training.parallel import synchronize_gradients
 from decovae.training.progress import Progress
 from decovae.training.run_folder import MetricsLog
-from decovae.training.runtime import Runtime
 from decovae.training.schedule import learning_rate_factor, seed_step
 from decovae.training.stage import Stage
 

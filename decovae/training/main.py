@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 
 from decovae.errors import InputError, RunError
+from decovae.runtime import Runtime, start_runtime
 from decovae.training.command_line import fail, parse
 from decovae.training.config import VAE_PRESETS, VAEConfig, check
 from decovae.training.interruption import Interrupted
 from decovae.training.run_folder import check_folder, create_folder, read_summary
-from decovae.training.runtime import Runtime, start_runtime
 
 
 def train_vae(arguments: Sequence[str]) -> int:

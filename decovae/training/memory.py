@@ -131,9 +131,9 @@ def predict_training_peak(config: VAEConfig) -> int:
     """
     from decovae.losses.objective import VAEObjective
     from decovae.losses.perceptual import NONE, PerceptualLoss
+    from decovae.runtime import Module, Runtime
     from decovae.training.interruption import StopRequest
     from decovae.training.loop import Training
-    from decovae.training.runtime import Module, Runtime
     from decovae.training.stage import Stage
     from decovae.training.vae import VAENetworks
 

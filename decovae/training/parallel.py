@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from decovae.losses.latent_head import LatentHead
 from decovae.models.blocks import Cascade, Named
 from decovae.models.fused import Fused
-from decovae.training.runtime import Runtime
+from decovae.runtime import Runtime
 
 COMPILED_VARIANTS = 128
 """Variants of blocks to keep compiled at once."""

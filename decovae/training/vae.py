@@ -24,10 +24,10 @@ from decovae.metrics.latents import analyze_latents
 from decovae.metrics.reconstruction import lpips, psnr, ssim
 from decovae.models.autoencoder import Autoencoder
 from decovae.models.weights import save_autoencoder
+from decovae.runtime import Runtime
 from decovae.training.config import VAEConfig
 from decovae.training.parallel import frozen, prepare_module
 from decovae.training.previews import save_preview
-from decovae.training.runtime import Runtime
 from decovae.training.sampling import Batches
 from decovae.training.stage import Batch
 

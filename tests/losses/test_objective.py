@@ -16,8 +16,8 @@ from decovae.losses.objective import PAPER_WEIGHT, LossConfig, VAEObjective
 from decovae.losses.slices import random_slices
 from decovae.models.autoencoder import Autoencoder, AutoencoderConfig
 from decovae.models.discriminators import Discriminators
+from decovae.runtime import Runtime
 from decovae.training.config import QUICKSTART
-from decovae.training.runtime import Runtime
 from decovae.training.vae import VAEStage
 
 WEIGHTS = LossConfig(perceptual_network="random")

@@ -10,8 +10,8 @@ import torch
 from decovae import vad_loss
 from decovae.models.autoencoder import Autoencoder, AutoencoderConfig
 from decovae.models.fuse import Memory
+from decovae.runtime import Runtime
 from decovae.training.parallel import prepare_module
-from decovae.training.runtime import Runtime
 
 CONFIG = AutoencoderConfig(channels=(4, 8), residual_blocks=1, groups=2)
 NO_COMPILER = not any(shutil.which(name) for name in ("g++", "clang++", "c++"))
