@@ -19,6 +19,8 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "info": Command("Versions, devices, kernels, and the largest patch that fits a card.", "decovae.commands.info"),
+    "encode": Command("Latents of a cohort, by a trained autoencoder.", "decovae.commands.encode"),
+    "sample": Command("New volumes from a trained flow, labelled as synthetic.", "decovae.commands.sample"),
 }
 """Modules are imported when their command is given, so that none pays for what another needs."""
 

@@ -145,8 +145,8 @@ def cards(config: InfoConfig) -> list[float]:
 
 def largest_patches(config: InfoConfig, card: float) -> Iterator[str]:
     """Lines of a table: for each batch size and memory mode the largest of `PATCHES` that fits so many GiB."""
-    from decovae.training.config import VAE_PRESETS
     from decovae.training.memory import MemoryMode
+    from decovae.training.presets import VAE_PRESETS
 
     _, preset = VAE_PRESETS[config.memory_of]
     yield f"What patch fits a card of {card:.4g} GiB, training {config.memory_of} in bf16 on one GPU (predicted peak):"

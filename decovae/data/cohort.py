@@ -14,10 +14,10 @@ import torch
 
 from decovae.data.cache import cache_folder
 from decovae.data.deformation import centres, exponential, sample, smooth_field
-from decovae.data.inspection import accepted, for_all, measured
+from decovae.data.inspection import Measurement, accepted, for_all, measured
 from decovae.data.resample import resample_crop
 from decovae.data.template import BOX_SIZE, FULL_SHAPE, cohort_affine, tissue_maps
-from decovae.data.volumes import Shape, VolumeRecord, Volumes, intensity_range
+from decovae.data.volumes import Shape, VolumeRecord, Volumes, affine_rows, intensity_range
 from decovae.errors import InputError
 from decovae.files import write_atomically
 
@@ -137,10 +137,11 @@ def _record(item: tuple[int, Path]) -> VolumeRecord:
     return VolumeRecord(_name(index), f"template:{index}", *measured(file, _measure))
 
 
-def _measure(file: Path) -> tuple[Shape, float, float]:
+def _measure(file: Path) -> Measurement:
     volume = np.load(file, mmap_mode="r")
     depth, height, width = volume.shape
-    return (depth, height, width), *intensity_range(volume)
+    shape = depth, height, width
+    return Measurement(shape, *intensity_range(volume), affine_rows(cohort_affine(shape)))
 
 
 def _holds_subject(file: Path, shape: Shape) -> bool:

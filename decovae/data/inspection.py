@@ -6,19 +6,19 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from rich.console import Console
 from rich.progress import track
 
 from decovae.data.cache import recall, remember
-from decovae.data.volumes import Shape
+from decovae.data.volumes import Affine, Shape, affine_rows
 from decovae.errors import InputError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-MEASURE_VERSION = 1  # raise it when the meaning of what is remembered of a volume changes
+MEASURE_VERSION = 2  # raise it when the meaning of what is remembered of a volume changes
 SHOW_PROGRESS_FROM = 8  # fewer volumes are done before a bar would be read
 
 
@@ -60,8 +60,21 @@ def accepted(results: Sequence[Result | InputError]) -> list[Result]:
     raise InputError(f"{str(errors[0]).rstrip('.')} ({len(errors) - 1} more volumes cannot be used either).")
 
 
-def measured(path: Path, measure: Callable[[Path], tuple[Shape, float, float]]) -> tuple[Shape, float, float]:
-    """`measure(path)`: a volume's shape, low and high; remembered for as long as the file's size and time stay."""
+class Measurement(NamedTuple):
+    """What reading a volume tells: the fields of `VolumeRecord` of the same names."""
+
+    shape: Shape
+    low: float
+    high: float
+    affine: Affine
+
+
+def measured(path: Path, measure: Callable[[Path], Measurement]) -> Measurement:
+    """`measure(path)`, remembered for as long as the file's size and time stay.
+
+    Raises:
+        InputError: there is no such file, or what `measure` raises.
+    """
     try:
         status = path.stat()
     except OSError as error:
@@ -69,16 +82,17 @@ def measured(path: Path, measure: Callable[[Path], tuple[Shape, float, float]]) 
     key = f"{MEASURE_VERSION}:{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
     if (known := _parsed(recall(key))) is not None:
         return known
-    shape, low, high = measure(path)
-    remember(key, {"shape": list(shape), "low": low, "high": high})
-    return shape, low, high
+    found = measure(path)
+    remember(key, {**found._asdict(), "shape": list(found.shape), "affine": [list(row) for row in found.affine]})
+    return found
 
 
-def _parsed(entry: dict[str, Any] | None) -> tuple[Shape, float, float] | None:
+def _parsed(entry: dict[str, Any] | None) -> Measurement | None:
     try:
         if entry is None:
             return None
         depth, height, width = (int(size) for size in entry["shape"])
-        return (depth, height, width), float(entry["low"]), float(entry["high"])
+        affine = affine_rows(entry["affine"])
+        return Measurement((depth, height, width), float(entry["low"]), float(entry["high"]), affine)
     except (KeyError, TypeError, ValueError):
         return None

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
-from decovae.data.inspection import accepted, for_all, measured
-from decovae.data.sources import find_volumes
-from decovae.data.volumes import Shape, VolumeRecord, Volumes, intensity_range
+from decovae.data.inspection import Measurement, accepted, for_all, measured
+from decovae.data.sources import Source, find_volumes
+from decovae.data.volumes import Affine, LeftOut, Shape, VolumeRecord, Volumes, affine_rows, intensity_range
 from decovae.errors import InputError
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -38,7 +38,7 @@ class NiftiVolumes:
         Raises:
             InputError: the file has changed for the worse since it was checked.
         """
-        return read_nifti(Path(self.records[index].source))[0]
+        return read_nifti(Path(self.records[index].source)).voxels
 
 
 def open_nifti(root: Path, *, patch: Shape, workers: int | None = None) -> Volumes:
@@ -55,14 +55,54 @@ def open_nifti(root: Path, *, patch: Shape, workers: int | None = None) -> Volum
     Raises:
         InputError: one sentence about the first volume that cannot be trained on, and how many more there are.
     """
-    results = for_all(
-        partial(_record, patch=patch), find_volumes(root), description="Checking volumes", workers=workers
-    )
-    return NiftiVolumes(accepted(results))
+    return NiftiVolumes(accepted(_checked(find_volumes(root), patch, workers)))
 
 
-def read_nifti(path: Path) -> tuple[np.ndarray, bool]:
-    """The stored voxels of a file, `(D, H, W)` in RAS axes as a view, and whether its slope is negative.
+def open_usable_nifti(root: Path, *, patch: Shape, workers: int | None = None) -> tuple[Volumes, list[LeftOut]]:
+    """As `open_nifti`, but volumes that cannot be used are left out, and named.
+
+    Returns:
+        The volumes that can be used, and every other one with the sentence that `open_nifti` would have raised; files
+        that a manifest names and that do not exist are among them.
+
+    Raises:
+        InputError: nothing at `root`, an unreadable manifest, or no volume can be used.
+    """
+    sources = find_volumes(root, all_there=False)
+    records: list[VolumeRecord] = []
+    left_out: list[LeftOut] = []
+    for source, result in zip(sources, _checked(sources, patch, workers), strict=True):
+        if isinstance(result, InputError):
+            left_out.append(LeftOut(source.subject, str(source.path), str(result)))
+        else:
+            records.append(result)
+    if not records:
+        raise InputError(
+            f"None of the {len(sources)} volumes of {root} can be used; of the first: {left_out[0].reason}"
+        )
+    return NiftiVolumes(records), left_out
+
+
+def _checked(sources: Sequence[Source], patch: Shape, workers: int | None) -> list[VolumeRecord | InputError]:
+    return for_all(partial(_record, patch=patch), sources, description="Checking volumes", workers=workers)
+
+
+class Stored(NamedTuple):
+    """What is in a NIfTI file.
+
+    Attributes:
+        voxels: as they are stored, `(D, H, W)`, turned to RAS axes as a view.
+        inverted: whether the file's slope is negative.
+        affine: from indices of `voxels` to millimetres.
+    """
+
+    voxels: np.ndarray
+    inverted: bool
+    affine: Affine
+
+
+def read_nifti(path: Path) -> Stored:
+    """A file's voxels and their place; slope and intercept are not applied.
 
     Raises:
         InputError: not a file, not NIfTI, truncated, not 3D, or not of real numbers.
@@ -74,28 +114,33 @@ def read_nifti(path: Path) -> tuple[np.ndarray, bool]:
         dtype = _dtype(header)
         offset = max(header.get_data_offset(), header.single_vox_offset)  # 0 stands for "right after the header"
         slope, _ = header.get_slope_inter()
-        axes = nib.io_orientation(_affine(header))
+        stored_affine = _affine(header)
+        axes = nib.io_orientation(stored_affine)
     except (ValueError, HeaderDataError) as error:
         raise InputError(f"The volume {path} {_predicate(error)}.") from error
     promised = offset + math.prod(shape) * dtype.itemsize
     if promised > len(content):
         raise InputError(f"The volume {path} is truncated: {promised} bytes are promised, {len(content)} are there.")
     stored: np.ndarray = np.ndarray(shape, dtype, buffer=content, offset=offset, order="F")
-    return nib.apply_orientation(stored, axes), slope is not None and slope < 0
+    return Stored(
+        nib.apply_orientation(stored, axes),
+        slope is not None and slope < 0,
+        affine_rows(stored_affine @ nib.orientations.inv_ornt_aff(axes, shape)),
+    )
 
 
-def _record(item: tuple[str, Path], *, patch: Shape) -> VolumeRecord:
-    subject, path = item
-    shape, low, high = measured(path, _measure)
+def _record(item: Source, *, patch: Shape) -> VolumeRecord:
+    subject, path, columns = item
+    shape, low, high, affine = measured(path, _measure)
     if any(size < least for size, least in zip(shape, patch, strict=True)):
         raise InputError(
             f"The volume {path} is {_times(shape)} voxels (in RAS axes), smaller than the patch {_times(patch)}."
         )
-    return VolumeRecord(subject, str(path), shape, low, high)
+    return VolumeRecord(subject, str(path), shape, low, high, affine, columns)
 
 
-def _measure(path: Path) -> tuple[Shape, float, float]:
-    volume, inverted = read_nifti(path)
+def _measure(path: Path) -> Measurement:
+    volume, inverted, affine = read_nifti(path)
     depth, height, width = volume.shape
     if not volume.size:
         raise InputError(f"The volume {path} is {_times((depth, height, width))} voxels: empty.")
@@ -103,7 +148,7 @@ def _measure(path: Path) -> tuple[Shape, float, float]:
         low, high = intensity_range(volume, inverted=inverted)
     except ValueError as error:
         raise InputError(f"The volume {path} {error}.") from error
-    return (depth, height, width), low, high
+    return Measurement((depth, height, width), low, high, affine)
 
 
 def _content(path: Path) -> Any:

@@ -96,21 +96,29 @@ class PatchDataset(Dataset[Sample]):
 
     def __getitem__(self, position: int) -> Sample:
         """The sample at `position`, at least 0; pure, so equal in every process."""
-        epoch, place = divmod(position, len(self.indices))
-        index = self.indices[self._generator(ORDER_STREAM, epoch).permutation(len(self.indices))[place]]
+        index = self.indices[visited(position, len(self.indices), seed=self.seed)]
         room = np.subtract(self.grid, self.patch) + 1
-        depth, height, width = (int(start) for start in self._generator(CROP_STREAM, position).integers(room))
+        corner = _generator(self.seed, CROP_STREAM, position).integers(room)
+        depth, height, width = (int(start) for start in corner)
         image = _crop(self.volumes, index, grid=self.grid, corner=(depth, height, width), size=self.patch)
         if self.augment is not None:
-            seed = self._sequence(AUGMENTATION_STREAM, position).generate_state(1)[0]
+            seed = _sequence(self.seed, AUGMENTATION_STREAM, position).generate_state(1)[0]
             image = self.augment(image, seed=int(seed))
         return {"image": image, "subject": self.volumes.records[index].subject}
 
-    def _sequence(self, stream: int, number: int) -> np.random.SeedSequence:
-        return np.random.SeedSequence(self.seed, spawn_key=(stream, number))
 
-    def _generator(self, stream: int, number: int) -> np.random.Generator:
-        return np.random.Generator(np.random.PCG64(self._sequence(stream, number)))
+def visited(position: int, count: int, *, seed: int) -> int:
+    """Which of `count` items stands at `position`: every item once among `count` positions from a multiple of it on."""
+    epoch, place = divmod(position, count)
+    return int(_generator(seed, ORDER_STREAM, epoch).permutation(count)[place])
+
+
+def _sequence(seed: int, stream: int, number: int) -> np.random.SeedSequence:
+    return np.random.SeedSequence(seed, spawn_key=(stream, number))
+
+
+def _generator(seed: int, stream: int, number: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(_sequence(seed, stream, number)))
 
 
 def _crop(volumes: Volumes, index: int, *, grid: Shape, corner: Shape, size: Shape) -> torch.Tensor:

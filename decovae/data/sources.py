@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 from decovae.errors import InputError
 
@@ -14,29 +15,39 @@ SUFFIXES = (".nii", ".nii.gz")
 BIDS_SUBJECT = re.compile(r"(sub-[0-9A-Za-z]+)(?=[_.]|$)")
 
 
-def find_volumes(root: Path) -> list[tuple[str, Path]]:
-    """(subject, path) of every volume of `root`, sorted, so that no order of a file system shows in a run.
+class Source(NamedTuple):
+    """A file, whose volume it holds, and what else a manifest says of it: column to value."""
+
+    subject: str
+    path: Path
+    columns: Mapping[str, str]
+
+
+def find_volumes(root: Path, *, all_there: bool = True) -> list[Source]:
+    """Every volume of `root`, sorted by subject and path, so that no order of a file system shows in a run.
 
     Args:
         root: a folder with `.nii` or `.nii.gz` files anywhere below it, or a CSV file with a column `path`, relative
-            to the CSV's folder or absolute, and, if wanted, a column `subject`.
+            to the CSV's folder or absolute, and, if wanted, a column `subject`. All other columns are kept as they
+            are, without the blanks around names and values.
+        all_there: refuse a manifest with paths to nothing; else those paths are returned like the others.
 
     Raises:
         InputError: nothing at `root`, no volumes, or a manifest without paths, or with paths to nothing.
     """
     if root.is_dir():
-        found = [(subject_of(path.relative_to(root)), path) for path in _walk(root)]
+        found = [Source(subject_of(path.relative_to(root)), path, {}) for path in _walk(root)]
         if not found:
             raise InputError(f"There is no .nii or .nii.gz file anywhere below {root}.")
     elif root.is_file() and root.suffix.lower() == ".csv":
-        found = _manifest(root)
+        found = _manifest(root, all_there=all_there)
     elif root.exists():
         raise InputError(
             f"{root} is neither a folder of volumes nor a CSV manifest (a .csv file with a column 'path')."
         )
     else:
         raise InputError(f"{root} does not exist: give a folder of volumes or a CSV manifest.")
-    return sorted(found, key=lambda item: (item[0], item[1].as_posix()))
+    return sorted(found, key=lambda source: (source.subject, source.path.as_posix()))
 
 
 def subject_of(path: PurePath) -> str:
@@ -68,7 +79,7 @@ def _is_volume(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
-def _manifest(manifest: Path) -> list[tuple[str, Path]]:
+def _manifest(manifest: Path, *, all_there: bool) -> list[Source]:
     try:
         with manifest.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -79,19 +90,21 @@ def _manifest(manifest: Path) -> list[tuple[str, Path]]:
         raise InputError(f"The manifest {manifest} cannot be read as CSV: {error}.") from error
     if "path" not in columns:
         raise InputError(f"The manifest {manifest} has no column 'path'; it has {', '.join(columns) or 'none'}.")
+    others = [name for name in columns if name and name not in ("path", "subject")]
     found, missing = [], []
     for line, row in rows:
         entry = (row["path"] or "").strip()
         if not entry:
             raise InputError(f"The manifest {manifest} has no path in line {line}.")
         path = manifest.parent / entry
-        if not path.is_file():
+        if all_there and not path.is_file():
             missing.append((line, path))
-        found.append(((row.get("subject") or "").strip() or subject_of(PurePath(entry)), path))
+        subject = (row.get("subject") or "").strip() or subject_of(PurePath(entry))
+        found.append(Source(subject, path, {name: (row[name] or "").strip() for name in others}))
     if missing:
         line, path = missing[0]
-        others = f" ({len(missing) - 1} more of its files are missing)" if len(missing) > 1 else ""
-        raise InputError(f"The manifest {manifest} names {path} in line {line}, which does not exist{others}.")
+        more = f" ({len(missing) - 1} more of its files are missing)" if len(missing) > 1 else ""
+        raise InputError(f"The manifest {manifest} names {path} in line {line}, which does not exist{more}.")
     if not found:
         raise InputError(f"The manifest {manifest} lists no volumes.")
     return found

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
 Shape = tuple[int, int, int]
+Affine = tuple[tuple[float, ...], ...]
+"""The four rows of a 4 × 4 matrix."""
+
+
+def affine_rows(matrix: Any) -> Affine:
+    """A `(4, 4)` array or nested list as rows of floats, which records can be compared by.
+
+    Raises:
+        TypeError, ValueError: `matrix` is not 4 × 4 finite numbers.
+    """
+    array = np.asarray(matrix, dtype=np.float64)
+    if array.shape != (4, 4) or not np.isfinite(array).all():
+        raise ValueError(f"an affine is 4 × 4 finite numbers, not {matrix!r}")
+    return tuple(tuple(row) for row in array.tolist())
 
 
 @dataclass(frozen=True)
@@ -21,6 +35,9 @@ class VolumeRecord:
         shape: voxels along the axes left→right, posterior→anterior, inferior→superior (RAS).
         low: the intensity that is scaled to 0, the volume's percentile 0, in the unit of `Volumes.read`.
         high: the intensity that is scaled to 1, the volume's percentile 99.5.
+        affine: from voxel indices of what `Volumes.read` returns to millimetres, RAS.
+        columns: what else the CSV manifest says of the volume, column to value, without `path` and `subject`; empty
+            for volumes that were not found by a manifest.
     """
 
     subject: str
@@ -28,6 +45,17 @@ class VolumeRecord:
     shape: Shape
     low: float
     high: float
+    affine: Affine
+    columns: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A volume that cannot be used: whose it is, the file's path, and the sentence that says why."""
+
+    subject: str
+    source: str
+    reason: str
 
 
 class Volumes(Protocol):

@@ -105,7 +105,7 @@ class VAEObjective(nn.Module):
         self,
         image: Tensor,
         reconstruction: Tensor,
-        latent: Latent,
+        latent: Latent | None,
         *,
         planes: list[tuple[Tensor, Tensor]],
         discriminators: nn.Module | None,
@@ -116,18 +116,24 @@ class VAEObjective(nn.Module):
         Args:
             image: (N, 1, D, H, W), intensities mostly in [0, 1].
             reconstruction: like ``image``.
-            latent: what the autoencoder's latent head returned for ``image``.
+            latent: what the autoencoder's latent head returned for ``image``; None where neither KL nor decorrelation
+                asks for it.
             planes: what :meth:`slices` returned for this step.
             discriminators: frozen by the caller, so that this loss leaves no gradient in them.
             step: 0-based training step.
+
+        Raises:
+            ValueError: if no term has a weight, or one asks for a latent that is not given.
         """
         config = self.config
+        if latent is None and (config.kl > 0 or self.decorrelation is not None):
+            raise ValueError("the KL and decorrelation terms need a latent: give it, or set their weights to 0")
         weighted: dict[str, tuple[float, Tensor]] = {}
         if config.l1 > 0:
             weighted["l1"] = config.l1, (reconstruction.float() - image.float()).abs().mean()
-        if config.kl > 0:
+        if latent is not None and config.kl > 0:
             weighted["kl"] = config.kl, latent.kl
-        if self.decorrelation is not None:
+        if latent is not None and self.decorrelation is not None:
             weighted["deco"] = self.deco_weight, self.decorrelation(latent.moments)
         if self.perceptual is not None:
             weighted[self.perceptual_name] = config.perceptual, self.perceptual(planes)

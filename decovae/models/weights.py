@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from decovae.errors import InputError
@@ -16,6 +18,7 @@ from decovae.models.autoencoder import Autoencoder, AutoencoderConfig
 
 _ANCHOR = "encoder.blocks.0.conv.conv.weight"
 _METADATA_KEY = "autoencoder"
+_ENCODER = ("encoder.", "quant_conv_mu.", "quant_conv_log_sigma.")
 
 
 def save_autoencoder(model_state: Mapping[str, Tensor], config: AutoencoderConfig, path: Path) -> None:
@@ -25,6 +28,22 @@ def save_autoencoder(model_state: Mapping[str, Tensor], config: AutoencoderConfi
     tensors = {key: value.detach().to("cpu").contiguous() for key, value in model_state.items()}
     content = save(tensors, metadata={_METADATA_KEY: json.dumps(asdict(config))})
     write_atomically(path, lambda file: file.write(content))
+
+
+def encoder_fingerprint(model: Autoencoder) -> str:
+    """32 hexadecimal digits that name the encoder: equal for equal bits of all that latents depend on.
+
+    A hash of names, shapes, dtypes and values of the tensors behind μ and log σ². Device, memory layout, fusing and
+    compilation do not show in it, nor does the decoder.
+    """
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in model.state_dict().items()}
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        if name.startswith(_ENCODER):
+            tensor = state[name].detach().cpu().contiguous()
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
 
 
 def load_autoencoder(path: str | Path) -> Autoencoder:

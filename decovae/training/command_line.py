@@ -76,6 +76,19 @@ def _parsed(kind: Any, arguments: Sequence[str], program: str | None) -> Any:
     return config
 
 
+def given(arguments: Sequence[str], option: str) -> str | None:
+    """The value that a command line gives an option, ``--option value`` or ``--option=value``, or None.
+
+    For what has to be known before the options can be parsed: the run whose settings are the defaults.
+    """
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == option:
+            following = arguments[place + 1] if place + 1 < len(arguments) else None
+            return value if equals else following
+    return None
+
+
 def fail(error: InputError | RunError, exit_code: int) -> int:
     """Print the error's sentence, once for all processes where all have it; returns ``exit_code``."""
     rank = int(os.environ.get("RANK", "0"))

@@ -146,7 +146,9 @@ class Training:
                 (loss.total / settings.accumulation).backward()
                 for term, value in loss.terms.items():
                     sums[term] = sums.get(term, torch.zeros_like(value)) + value / settings.accumulation
-        factor = learning_rate_factor(self.step, steps=config.steps, warmup=settings.warmup_steps)
+        factor = learning_rate_factor(
+            self.step, steps=config.steps, warmup=settings.warmup_steps, schedule=settings.schedule
+        )
         for name, network in trained.items():
             optimizer = self.optimizers[name]
             for group in optimizer.param_groups:
@@ -210,7 +212,8 @@ class Training:
                 stack.enter_context(average.in_place())
             options = StateDictOptions(full_state_dict=True, cpu_offload=True)
             weights: dict[str, Any] = get_model_state_dict(self.stage.networks[self.exported], options=options)
-        self.runtime.on_main(lambda: self.stage.export(weights, self.folder))
+            # While the average is in place: on the CPU these are the network's own tensors.
+            self.runtime.on_main(lambda: self.stage.export(weights, self.folder))
 
     def _stop_signal(self) -> int:
         numbers = [number for number in self.runtime.gather(self.request.signal_number) if number is not None]

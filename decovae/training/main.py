@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from decovae.errors import InputError, RunError
 from decovae.runtime import Runtime, start_runtime
-from decovae.training.command_line import fail, parse
-from decovae.training.config import VAE_PRESETS, VAEConfig, check
+from decovae.training.checks import check
+from decovae.training.command_line import fail, given, parse
+from decovae.training.config import AdversarialConfig, DecoderConfig, FlowConfig, TrainingConfig
+from decovae.training.finished import open_vae
 from decovae.training.interruption import Interrupted
+from decovae.training.presets import DECODER_PRESETS, FLOW_PRESETS, VAE_PRESETS
 from decovae.training.run_folder import check_folder, create_folder, read_summary
+from decovae.training.stage import Stage
 
 
 def train_vae(arguments: Sequence[str]) -> int:
@@ -20,8 +26,44 @@ def train_vae(arguments: Sequence[str]) -> int:
         0 when the run is finished, 1 if it could not go on, 2 for a wrong input, 128 + the signal's number when it was
         interrupted.
     """
+    return _command(lambda: parse(VAE_PRESETS, arguments, default="quickstart"))
+
+
+def train_decoder(arguments: Sequence[str]) -> int:
+    """Fine-tune the decoder of ``--vae RUN``, with that run's data; returns as `train_vae` does."""
+
+    def config() -> DecoderConfig:
+        source = _source(arguments)
+        if source is None:
+            return parse(DECODER_PRESETS, arguments, default="quickstart")
+        presets = {
+            name: (description, replace(preset, data=source.data))
+            for name, (description, preset) in DECODER_PRESETS.items()
+        }
+        return parse(presets, arguments, default=source.preset)
+
+    return _command(config)
+
+
+def train_flow(arguments: Sequence[str]) -> int:
+    """Train the flow on the latents of ``--vae RUN`` or in ``--latents FOLDER``; returns as `train_vae` does."""
+
+    def config() -> FlowConfig:
+        source = _source(arguments)
+        return parse(FLOW_PRESETS, arguments, default="quickstart" if source is None else source.preset)
+
+    return _command(config)
+
+
+def _source(arguments: Sequence[str]) -> AdversarialConfig | None:
+    """The configuration of the run that ``--vae`` names; it decides what the preset is and what the data are."""
+    folder = given(arguments, "--vae")
+    return None if folder is None else open_vae(Path(folder)).config
+
+
+def _command(configure: Callable[[], TrainingConfig]) -> int:
     try:
-        config = parse(VAE_PRESETS, arguments, default="quickstart")
+        config = configure()
         check(config)
         with start_runtime(config.device) as runtime:
             return _run(config, runtime)
@@ -33,10 +75,9 @@ def train_vae(arguments: Sequence[str]) -> int:
         return fail(RunError("stopped at once; a run that had begun continues from its last checkpoint."), 130)
 
 
-def _run(config: VAEConfig, runtime: Runtime) -> int:
+def _run(config: TrainingConfig, runtime: Runtime) -> int:
     from decovae.training.loop import train
     from decovae.training.summary import print_summary, write_summary
-    from decovae.training.vae import VAEStage
 
     folder = config.folder
     runtime.on_main(lambda: check_folder(folder, config))
@@ -46,7 +87,7 @@ def _run(config: VAEConfig, runtime: Runtime) -> int:
             print(f"{folder}: this run is finished.")
             print_summary(folder, summary)
         return 0
-    stage = VAEStage(config, runtime)
+    stage = _stage(config, runtime)
     runtime.on_main(lambda: create_folder(folder, config))
     if not all(runtime.gather(folder.is_dir())):
         raise InputError(f"--out {folder}: not every node sees it; give a folder on storage that all nodes share.")
@@ -57,5 +98,20 @@ def _run(config: VAEConfig, runtime: Runtime) -> int:
             print(f"Interrupted by {stop}; checkpoint written. The same command continues it.", file=sys.stderr)
         return stop.exit_code
     if runtime.main:
-        print_summary(folder, write_summary(folder, config, validations))
+        print_summary(folder, write_summary(folder, config, stage.summary(validations)))
     return 0
+
+
+def _stage(config: TrainingConfig, runtime: Runtime) -> Stage:
+    """Networks and data of a run. Each kind is imported when it is wanted: none pays for what another needs."""
+    if isinstance(config, DecoderConfig):
+        from decovae.training.decoder import DecoderStage
+
+        return DecoderStage(config, runtime)
+    if isinstance(config, FlowConfig):
+        from decovae.training.flow import FlowStage
+
+        return FlowStage(config, runtime)
+    from decovae.training.vae import VAEStage
+
+    return VAEStage(config, runtime)

@@ -12,8 +12,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from decovae.losses.latent_head import LatentHead
 from decovae.models.blocks import Cascade, Named
+from decovae.models.flow_unet import FlowUNet
 from decovae.models.fused import Fused
 from decovae.runtime import Runtime
+from decovae.training.config import RunConfig
 
 COMPILED_VARIANTS = 128
 """Variants of blocks to keep compiled at once."""
@@ -31,7 +33,12 @@ def prepare_module(module: nn.Module, runtime: Runtime, *, compiled: bool) -> No
                 parameter.data = parameter.data.contiguous(memory_format=layout)
     runtime.place(module)
     cascades = [child for child in module.children() if isinstance(child, Cascade)]
-    if compiled:
+    levels = module.levels if isinstance(module, FlowUNet) else []
+    if compiled and levels:
+        # As a whole, for its shapes never change; sharded parts one by one, between which weights are gathered.
+        for part in [module] if runtime.world == 1 else levels:
+            part.compile()
+    elif compiled:
         # All blocks share the cache of one code object, with an entry for each kind, size, and mode of gradients; past
         # the limit they would silently run uncompiled.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VARIANTS)
@@ -43,11 +50,16 @@ def prepare_module(module: nn.Module, runtime: Runtime, *, compiled: bool) -> No
             block.compile()
     if runtime.world > 1:
         mesh = init_device_mesh(runtime.device.type, (runtime.world,))
-        for cascade in cascades:
-            fully_shard(cascade, mesh=mesh)
+        for part in levels or cascades:
+            fully_shard(part, mesh=mesh)
         # By default a root keeps its weights gathered after a forward without backward, a validation's: whoever then
         # reads or writes the weights would find them in two forms.
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+
+def compiles(config: RunConfig, runtime: Runtime) -> bool:
+    """Whether networks are compiled: where asked for, else on CUDA."""
+    return config.compile == "on" or (config.compile == "auto" and runtime.device.type == "cuda")
 
 
 @contextmanager

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,14 @@ from torch.utils.tensorboard import SummaryWriter
 from decovae.errors import InputError
 from decovae.files import write_atomically
 from decovae.training.config import RunConfig
+from decovae.training.config_file import NAME, RETIRED, as_plain, leaves, read_plain
 
 HOW_NOT_WHAT = (
     "out",
     "device",
     "compile",
     "memory",
-    "recompute",  # stands in the folders of runs from before `memory`
+    *RETIRED,
     "checkpoint_every",
     "keep_checkpoints",
     "log_every",
@@ -41,22 +41,20 @@ def check_folder(folder: Path, config: RunConfig) -> None:
     Raises:
         InputError: if the folder holds another configuration's run or other files.
     """
-    path = folder / "config.yaml"
     try:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"--out {folder}: is a file; give a folder.")
-        if not path.exists():
-            if folder.is_dir() and any(entry.suffix != ".partial" for entry in folder.iterdir()):
-                raise InputError(f"--out {folder}: holds files but no run; give an empty or a new folder.")
-            return
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = read_plain(folder)
+    except FileNotFoundError:
+        if folder.is_dir() and any(entry.suffix != ".partial" for entry in folder.iterdir()):
+            raise InputError(f"--out {folder}: holds files but no run; give an empty or a new folder.") from None
+        return
     except OSError as error:
         raise InputError(f"--out {folder}: cannot be read ({error.strerror}); give another folder.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is not readable YAML; remove the run or give another --out.") from error
-    before = dict(_leaves(found)) if isinstance(found, dict) else {}
-    after = dict(_leaves(_plain(config)))
-    for option in sorted(before.keys() | after.keys()):
+    # What did not exist when the run began had its default.
+    before = dict(leaves(as_plain(type(config)()))) | dict(leaves(found))
+    after = dict(leaves(as_plain(config)))
+    for option in sorted(before.keys() | after.keys(), key=lambda name: (name != "stage", name)):
         if option not in HOW_NOT_WHAT and before.get(option) != after.get(option):
             raise InputError(
                 f"--out {folder}: holds a run with {option}={before.get(option)}, not {after.get(option)}; "
@@ -70,11 +68,11 @@ def create_folder(folder: Path, config: RunConfig) -> None:
     Raises:
         InputError: if it cannot be written.
     """
-    path = folder / "config.yaml"
+    path = folder / NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            write_text(path, yaml.safe_dump(_plain(config), sort_keys=False))
+            write_text(path, yaml.safe_dump(as_plain(config), sort_keys=False))
     except OSError as error:
         raise InputError(f"--out {folder}: cannot be written ({error.strerror}); give another folder.") from error
 
@@ -136,17 +134,3 @@ def _parsed(line: str) -> dict[str, Any] | None:
     except json.JSONDecodeError:  # the last line of a process that was killed while it wrote
         return None
     return record if isinstance(record, dict) and "step" in record else None
-
-
-def _plain(config: RunConfig) -> dict[str, Any]:
-    """The configuration as YAML's own types."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
-    return plain
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

@@ -6,14 +6,22 @@ Neither has a state to save: a checkpoint's step restores both.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import torch
 
 
-def learning_rate_factor(step: int, *, steps: int, warmup: int) -> float:
-    """Linear rise over ``warmup`` steps times half a cosine from 1 at step 0 to 0 at ``steps``."""
+def learning_rate_factor(
+    step: int, *, steps: int, warmup: int, schedule: Literal["cosine", "polynomial"] = "cosine"
+) -> float:
+    """Linear rise over ``warmup`` steps times a fall from 1 at step 0 to 0 at ``steps``.
+
+    The fall is half a cosine, or the square of the share of steps that are left.
+    """
     rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    if schedule == "polynomial":
+        return rise * (1 - step / steps) ** 2
     return rise * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 

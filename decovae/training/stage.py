@@ -38,6 +38,10 @@ class Stage(Protocol):
         """
         ...
 
+    def summary(self, validations: list[dict[str, Any]]) -> dict[str, Any]:
+        """What ``summary.json`` says of the finished run, from its validations in order."""
+        ...
+
     def export(self, weights: dict[str, Tensor], folder: Path) -> None:
         """Write the finished network's whole ``state_dict`` into the run's folder; one process calls this."""
         ...

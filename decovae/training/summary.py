@@ -11,12 +11,11 @@ from rich.table import Table
 
 import decovae
 from decovae.losses.perceptual import RANDOM
-from decovae.training.config import VAEConfig
+from decovae.training.config import AdversarialConfig, TrainingConfig
 from decovae.training.run_folder import write_text
+from decovae.training.volumes import describe
 
-COHORT = "template cohort (simulated from the MNI-152 template; no subject is real)"
-
-ROWS = {
+RECONSTRUCTION = {
     "psnr": ("PSNR", "{:.2f} dB"),
     "ssim": ("SSIM", "{:.4f}"),
     "lpips": ("LPIPS", "{:.4f}"),
@@ -26,22 +25,35 @@ ROWS = {
     "explained_variance": ("explained variance", "{}"),
 }
 
+FLOW = {
+    "flow_loss": ("flow loss, held-out subjects", "{:.4f}"),
+    "flow_loss_training": ("flow loss, training subjects", "{:.4f}"),
+    "flow_loss_before_training": ("flow loss before training", "{:.4f}"),
+}
 
-def write_summary(folder: Path, config: VAEConfig, validations: list[dict[str, Any]]) -> dict[str, Any]:
-    """Write ``summary.json``: the last validation, the first one's PSNR, and what was run.
+
+def reconstruction_summary(config: AdversarialConfig, validations: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last validation's figures, and PSNR at the first.
 
     ``lpips`` is null where the perceptual features are not the pretrained ones.
     """
     last = validations[-1]
-    summary = {
-        "steps": config.steps,
-        **{name: last.get(name) for name in ROWS},
+    return {
+        **{name: last.get(name) for name in RECONSTRUCTION},
         "psnr_before_training": validations[0]["psnr"],
-        "preset": config.preset,
-        "deco": config.deco,
-        "seed": config.seed,
-        "data": COHORT if config.data.root is None else str(config.data.root),
+        "data": describe(config.data),
         "perceptual_network": config.loss.perceptual_network,
+    }
+
+
+def write_summary(folder: Path, config: TrainingConfig, figures: dict[str, Any]) -> dict[str, Any]:
+    """Write ``summary.json``: what was run, and ``figures``."""
+    summary = {
+        "stage": config.stage,
+        "steps": config.steps,
+        **figures,
+        "preset": config.preset,
+        "seed": config.seed,
         "version": decovae.__version__,
     }
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
@@ -50,22 +62,25 @@ def write_summary(folder: Path, config: VAEConfig, validations: list[dict[str, A
 
 def print_summary(folder: Path, summary: dict[str, Any]) -> None:
     """The closing table, and where the pictures are."""
-    table = Table(title=f"Validation set after {summary['steps']} steps, deco {summary['deco']}", title_justify="left")
+    title = f"Validation set after {summary['steps']} steps"
+    if "deco" in summary:
+        title += f", deco {summary['deco']}"
+    table = Table(title=title, title_justify="left")
     table.add_column("figure")
     table.add_column("value", justify="right")
-    for name, (label, form) in ROWS.items():
-        value = summary[name]
-        if isinstance(value, list):
-            shown = " ".join(f"{share:.1%}" for share in value)
-        elif value is None:
-            shown = "not measured (no pretrained features)"
-        else:
-            shown = form.format(value)
-        table.add_row(label, shown)
+    for name, (label, form) in (FLOW if summary.get("stage") == "flow" else RECONSTRUCTION).items():
+        table.add_row(label, _shown(summary[name], form))
     console = Console()
     console.print(table)
     lines = [f"Data: {summary['data']}."]
-    if summary["perceptual_network"] == RANDOM:
+    if summary.get("perceptual_network") == RANDOM:
         lines.append("The perceptual loss used random features, a proxy for LPIPS.")
-    lines += [f"Pictures: {folder / 'previews'}", f"Weights: {folder / 'autoencoder.safetensors'}"]
+    weights = "flow.safetensors" if summary.get("stage") == "flow" else "autoencoder.safetensors"
+    lines += [f"Pictures: {folder / 'previews'}", f"Weights: {folder / weights}"]
     console.print("\n".join(lines), soft_wrap=True, highlight=False)
+
+
+def _shown(value: Any, form: str) -> str:
+    if isinstance(value, list):
+        return " ".join(f"{share:.1%}" for share in value)
+    return "not measured (no pretrained features)" if value is None else form.format(value)

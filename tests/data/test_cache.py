@@ -10,11 +10,12 @@ import pytest
 
 from decovae.data import nifti
 from decovae.data.cache import recall, remember
-from decovae.data.nifti import open_nifti
+from decovae.data.nifti import Stored, open_nifti
 from decovae.files import write_atomically
 from tests.data.files import noise, write
 
 PATCH = (4, 4, 4)
+UNIT = np.eye(4).tolist()
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     seen: list[Path] = []
     original = nifti.read_nifti
 
-    def counting(path: Path) -> tuple[np.ndarray, bool]:
+    def counting(path: Path) -> Stored:
         seen.append(path)
         return original(path)
 
@@ -61,7 +62,17 @@ def test_a_damaged_entry_is_ignored_and_replaced(
     assert len(readings) == 2
 
 
-@pytest.mark.parametrize("value", [{}, {"shape": [1, 2], "low": 0, "high": 1}, {"shape": 3}, []])
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        {"shape": [1, 2], "low": 0, "high": 1, "affine": UNIT},
+        {"shape": [1, 2, 3], "low": 0, "high": 1},
+        {"shape": [1, 2, 3], "low": 0, "high": 1, "affine": UNIT[:3]},
+        {"shape": 3},
+        [],
+    ],
+)
 def test_an_entry_of_another_form_is_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readings: list[Path], value: object
 ) -> None:

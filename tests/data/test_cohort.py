@@ -130,6 +130,8 @@ def test_an_opened_cohort_holds_its_subjects(cache: Path) -> None:
         assert isinstance(kept, np.memmap)
         assert record.source == f"template:{index}"
         assert record.shape == SHAPE
+        assert record.columns == {}
+        np.testing.assert_array_equal(record.affine, cohort_affine(SHAPE))
         assert (record.low, record.high) == (0, pytest.approx(np.percentile(subject, 99.5), rel=1e-6))
 
 

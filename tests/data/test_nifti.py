@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from decovae.data.nifti import open_nifti, read_nifti
+from decovae.data.nifti import open_nifti, open_usable_nifti, read_nifti
 from decovae.data.patches import load_volume
+from decovae.errors import InputError
 from tests.data.files import ORIENTATIONS, noise, write, write_integers
 
 PATCH = (4, 4, 4)
@@ -36,8 +37,18 @@ def test_any_orientation_reads_as_ras(tmp_path: Path, axes: str, suffix: str) ->
 def test_agrees_with_nibabel_on_an_oblique_scan(tmp_path: Path) -> None:
     turn = nib.eulerangles.euler2mat(z=0.3, y=2.0, x=-0.4)
     path = write(tmp_path / "scan.nii.gz", noise(), affine=nib.affines.from_matvec(turn * 1.2, (3, 4, 5)))
-    expected = nib.as_closest_canonical(nib.load(path)).get_fdata(dtype=np.float32)
-    np.testing.assert_array_equal(open_nifti(tmp_path, patch=PATCH).read(0), expected)
+    expected = nib.as_closest_canonical(nib.load(path))
+    volumes = open_nifti(tmp_path, patch=PATCH)
+    np.testing.assert_array_equal(volumes.read(0), expected.get_fdata(dtype=np.float32))
+    np.testing.assert_allclose(volumes.records[0].affine, expected.affine, atol=1e-5)
+
+
+@pytest.mark.parametrize("axes", ORIENTATIONS)
+def test_the_affine_is_that_of_the_turned_voxels(tmp_path: Path, axes: str) -> None:
+    affine = nib.affines.from_matvec(np.diag([1.5, 1.0, 2.0]), (-30, 12, 7))
+    write(tmp_path / "scan.nii", noise(), axes=axes, affine=affine)
+    for _ in range(2):  # the second time from the cache
+        np.testing.assert_allclose(open_nifti(tmp_path, patch=PATCH).records[0].affine, affine)
 
 
 @pytest.mark.parametrize("slope", [0.5, -3.0])
@@ -94,3 +105,30 @@ def test_a_gzipped_file_named_nii_is_read(tmp_path: Path) -> None:
     volume = noise()
     write(tmp_path / "scan.nii.gz", volume).rename(tmp_path / "scan.nii")
     np.testing.assert_array_equal(open_nifti(tmp_path, patch=PATCH).read(0), volume)
+
+
+def test_columns_of_the_manifest_reach_the_records(tmp_path: Path) -> None:
+    write(tmp_path / "a.nii", noise())
+    (tmp_path / "cohort.csv").write_text("path,age\na.nii,63\n")
+    assert open_nifti(tmp_path / "cohort.csv", patch=PATCH).records[0].columns == {"age": "63"}
+    assert open_nifti(tmp_path, patch=PATCH).records[0].columns == {}
+
+
+def test_unusable_volumes_are_left_out_and_named_on_request(tmp_path: Path) -> None:
+    for subject in ("a", "d"):
+        write(tmp_path / f"{subject}.nii", noise())
+    (tmp_path / "b.nii").write_bytes(b"")
+    (tmp_path / "cohort.csv").write_text("path\na.nii\nb.nii\nc.nii\nd.nii\n")
+    volumes, left_out = open_usable_nifti(tmp_path / "cohort.csv", patch=PATCH)
+    assert [record.subject for record in volumes.records] == ["a", "d"]
+    assert [(entry.subject, entry.source) for entry in left_out] == [
+        ("b", str(tmp_path / "b.nii")),
+        ("c", str(tmp_path / "c.nii")),
+    ]
+    assert "b.nii is an empty file" in left_out[0].reason
+    assert "c.nii cannot be read" in left_out[1].reason
+    (tmp_path / "cohort.csv").write_text("path\nb.nii\nc.nii\n")
+    with pytest.raises(
+        InputError, match=r"None of the 2 volumes of .*cohort\.csv can be used; of the first: .*b\.nii is"
+    ):
+        open_usable_nifti(tmp_path / "cohort.csv", patch=PATCH)

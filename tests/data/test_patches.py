@@ -16,12 +16,13 @@ from decovae.data.augmentation import AugmentationConfig
 from decovae.data.cohort import cohort_affine, cohort_subject, open_cohort
 from decovae.data.nifti import open_nifti
 from decovae.data.patches import PatchDataset, load_volume, split_subjects
-from decovae.data.volumes import VolumeRecord, Volumes
+from decovae.data.volumes import VolumeRecord, Volumes, affine_rows
 from decovae.errors import InputError
 from tests.data.files import ORIENTATIONS, write
 
 SHAPE = (32, 36, 32)
 PATCH = (16, 16, 16)
+UNIT = affine_rows(np.eye(4))
 
 
 class Noise:
@@ -29,7 +30,7 @@ class Noise:
 
     def __init__(self, count: int, shape: tuple[int, int, int] = (10, 12, 8)) -> None:
         self.arrays = np.random.default_rng(0).random((count, *shape), dtype=np.float32)
-        self.records = [VolumeRecord(f"s{i}", f"memory:{i}", shape, 0.0, 1.0) for i in range(count)]
+        self.records = [VolumeRecord(f"s{i}", f"memory:{i}", shape, 0.0, 1.0, UNIT) for i in range(count)]
 
     def read(self, index: int) -> np.ndarray:
         return self.arrays[index]
@@ -137,7 +138,7 @@ def test_a_cohort_on_disk_at_another_resolution_is_within_interpolation_error(tm
 )
 def test_split_keeps_subjects_together_and_ignores_order(subjects: list, seed: int, validation: int, random) -> None:
     def record(subject: str) -> VolumeRecord:
-        return VolumeRecord(subject, "", (1, 1, 1), 0.0, 1.0)
+        return VolumeRecord(subject, "", (1, 1, 1), 0.0, 1.0, UNIT)
 
     records = [record(subject) for subject in subjects]
     count = len(set(subjects))

@@ -19,7 +19,7 @@ def touch(root: Path, *names: str) -> None:
 
 def found(root: Path) -> list[tuple[str, str]]:
     folder = root if root.is_dir() else root.parent
-    return [(subject, path.relative_to(folder).as_posix()) for subject, path in find_volumes(root)]
+    return [(subject, path.relative_to(folder).as_posix()) for subject, path, _ in find_volumes(root)]
 
 
 @pytest.mark.parametrize(
@@ -66,10 +66,30 @@ def test_manifest_paths_are_relative_to_it_and_may_be_absolute(tmp_path: Path) -
     touch(tmp_path, "lists/near/sub-2.nii", "far/scan.nii.gz")
     manifest = tmp_path / "lists" / "cohort.csv"
     manifest.write_text(f"age, path ,subject\n50,near/sub-2.nii,\n60,{tmp_path}/far/scan.nii.gz,anna\n\n", "utf-8-sig")
-    assert [(subject, path.resolve()) for subject, path in find_volumes(manifest)] == [
+    assert [(subject, path.resolve()) for subject, path, _ in find_volumes(manifest)] == [
         ("anna", tmp_path / "far/scan.nii.gz"),
         ("sub-2", tmp_path / "lists/near/sub-2.nii"),
     ]
+
+
+def test_other_columns_of_a_manifest_are_kept(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii", "b.nii", "c.nii")
+    manifest = tmp_path / "cohort.csv"
+    manifest.write_text("path, age ,sex,,subject\na.nii, 63 ,F,x,one\nb.nii,41\nc.nii,,M,y,three,too,many\n")
+    assert [(subject, columns) for subject, _, columns in find_volumes(manifest)] == [
+        ("b", {"age": "41", "sex": ""}),
+        ("one", {"age": "63", "sex": "F"}),
+        ("three", {"age": "", "sex": "M"}),
+    ]
+    assert all(columns == {} for _, _, columns in find_volumes(tmp_path))
+
+
+def test_paths_to_nothing_are_returned_if_asked_for(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii")
+    manifest = tmp_path / "cohort.csv"
+    manifest.write_text("path\nb.nii\na.nii\n")
+    found = find_volumes(manifest, all_there=False)
+    assert [(source.subject, source.path.is_file()) for source in found] == [("a", True), ("b", False)]
 
 
 @pytest.mark.parametrize(

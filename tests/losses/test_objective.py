@@ -17,7 +17,7 @@ from decovae.losses.slices import random_slices
 from decovae.models.autoencoder import Autoencoder, AutoencoderConfig
 from decovae.models.discriminators import Discriminators
 from decovae.runtime import Runtime
-from decovae.training.config import QUICKSTART
+from decovae.training.presets import QUICKSTART
 from decovae.training.vae import VAEStage
 
 WEIGHTS = LossConfig(perceptual_network="random")

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from decovae.errors import InputError
+from decovae.training.checks import check
 from decovae.training.command_line import parse
-from decovae.training.config import PAPER, QUICKSTART, VAE_PRESETS, VAEConfig, check
+from decovae.training.config import VAEConfig
+from decovae.training.presets import PAPER, QUICKSTART, VAE_PRESETS
 
 
 def configuration(*arguments: str) -> VAEConfig:

@@ -16,9 +16,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from decovae.models.autoencoder import Autoencoder, AutoencoderConfig
-from decovae.training.config import QUICKSTART
 from decovae.training.live_memory import MemoryTracker, SavedForBackward
 from decovae.training.memory import MemoryMode, predict_memory, predict_training_peak
+from decovae.training.presets import QUICKSTART
 from decovae.training.pretended_cuda import _CudaAutocast, pretended_cuda
 from decovae_kernels.group_norm import group_norm
 

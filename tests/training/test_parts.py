@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from decovae.errors import InputError
-from decovae.training.config import QUICKSTART
 from decovae.training.ema import ExponentialMovingAverage
 from decovae.training.parallel import frozen
+from decovae.training.presets import QUICKSTART
 from decovae.training.run_folder import MetricsLog, check_folder, create_folder
 from decovae.training.sampling import Batches
 from decovae.training.schedule import learning_rate_factor, seed_step

@@ -1,0 +1,209 @@
+"""The whole chain on the template cohort, from volumes to new volumes, and what the latents do to the flow.
+
+python -m bench.generation [--out FILE] [--runs FOLDER] [--samples N] [--quick]
+
+For the autoencoder without decorrelation and with VAD, from one seed: train, fine-tune the decoder, encode, train the
+flow on draws and on means, sample. Each step is a process of its own, timed, and its time kept in ``--runs``, so that
+an interrupted measurement goes on. Generated volumes are compared with subjects of the cohort that no run has seen, by
+the Fréchet distance of features of 2D slices from a SqueezeNet with random weights: a proxy, comparable within this
+file and with nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.machine import describe
+from decovae.data.cohort import open_cohort
+from decovae.data.patches import load_volume
+
+ROOT = Path(__file__).resolve().parents[1]
+DECOS = ("none", "vad")
+TARGETS = ("draws", "mean")
+SEED = 42
+UNSEEN = range(24, 64)
+"""Subjects of the cohort after quickstart's 24."""
+
+QUICK = {
+    "vae": "--steps 6 --validate-every 6 --checkpoint-every 6",
+    "decoder": "--steps 2 --validate-every 2 --checkpoint-every 2",
+    "flow": "--steps 4 --validate-every 4 --checkpoint-every 4 --preview.samples 0",
+}
+"""Options of ``--quick``, a test of this script."""
+
+
+class Steps:
+    """Commands that are run once: what they took is kept beside what they made."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.record = folder / "timings.json"
+        self.taken: dict[str, Any] = json.loads(self.record.read_text()) if self.record.exists() else {}
+
+    def run(self, name: str, *command: str) -> dict[str, Any]:
+        """Seconds and peak memory of a command that must succeed."""
+        if name not in self.taken:
+            start = time.perf_counter()
+            process = subprocess.Popen([sys.executable, *command], cwd=ROOT)
+            _, status, usage = os.wait4(process.pid, 0)
+            if status:
+                raise SystemExit(os.waitstatus_to_exitcode(status))
+            self.taken[name] = {
+                "seconds": round(time.perf_counter() - start, 1),
+                "peak_memory_gb": round(usage.ru_maxrss * 1024 / 1e9, 2),
+            }
+            self.record.write_text(json.dumps(self.taken, indent=2))
+        cost: dict[str, Any] = self.taken[name]
+        return cost
+
+
+def chain(deco: str, runs: Path, samples: int, options: dict[str, str]) -> dict[str, Any]:
+    """All steps of one autoencoder; their cost, their summaries, and where the samples lie."""
+    steps = Steps(runs / deco)
+    vae, decoder = runs / deco / "vae", runs / deco / "decoder"
+    extra = {name: options.get(name, "").split() for name in ("vae", "decoder", "flow")}
+    costs = {
+        "vae": steps.run(
+            "vae", "train/vae.py", "quickstart", "--deco", deco, "--seed", str(SEED), "--out", str(vae), *extra["vae"]
+        ),
+        "decoder": steps.run(
+            "decoder", "train/decoder.py", "--vae", str(vae), "--out", str(decoder), *extra["decoder"]
+        ),
+        "encode": steps.run("encode", "-m", "decovae.cli", "encode", str(decoder)),
+    }
+    flows = {}
+    for target in TARGETS:
+        flow = runs / deco / f"flow-{target}"
+        name = f"flow-{target}"
+        command = ["train/flow.py", "--vae", str(decoder), "--train-on", target, "--out", str(flow), *extra["flow"]]
+        costs[name] = steps.run(name, *command)
+        sampled = runs / deco / f"samples-{target}"
+        sample = ["-m", "decovae.cli", "sample", str(flow), "--out", str(sampled)]
+        costs[f"sample-4-{target}"] = steps.run(f"sample-4-{target}", *sample, "-n", "4")
+        costs[f"sample-{target}"] = steps.run(f"sample-{target}", *sample, "-n", str(samples))
+        flows[target] = {"summary": _summary(flow), "samples": str(sampled)}
+    return {
+        "deco": deco,
+        "vae": _summary(vae),
+        "decoder": _summary(decoder),
+        "flows": flows,
+        "costs": costs,
+        "chain_seconds": round(
+            sum(costs[name]["seconds"] for name in ("vae", "decoder", "encode", "flow-draws", "sample-4-draws")), 1
+        ),
+    }
+
+
+def _summary(run: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    return {name: value for name, value in summary.items() if name not in ("vae", "latents")}
+
+
+class RandomFeatures(nn.Module):
+    """SqueezeNet's features with random weights from a fixed seed, averaged over a slice: (N, 1, H, W) to (N, 512)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchvision.models import squeezenet1_1
+
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.features = squeezenet1_1(weights=None).features.eval()
+
+    @torch.no_grad()
+    def forward(self, slices: Tensor) -> Tensor:
+        features: Tensor = self.features(slices.expand(-1, 3, -1, -1)).mean((2, 3))
+        return features
+
+
+def features_of(volumes: list[Tensor], network: RandomFeatures) -> list[Tensor]:
+    """For each plane the features of every second slice of the middle half of volumes (D, H, W), (slices, 512)."""
+    planes = []
+    for axis in range(3):
+        size = volumes[0].shape[axis]
+        chosen = torch.arange(size // 4, 3 * size // 4, 2)
+        planes.append(
+            torch.cat([network(volume.index_select(axis, chosen).movedim(axis, 0)[:, None]) for volume in volumes])
+        )
+    return planes
+
+
+def distance(first: list[Tensor], second: list[Tensor]) -> float:
+    """Fréchet distance, averaged over planes."""
+    from monai.metrics.fid import get_fid_score
+
+    scores = [float(get_fid_score(a.double(), b.double())) for a, b in zip(first, second, strict=True)]
+    return sum(scores) / len(scores)
+
+
+def generated(folder: Path) -> list[Tensor]:
+    """Sampled volumes, clipped to [0, 1]."""
+    import nibabel as nib
+
+    volumes = [np.asarray(nib.load(path).dataobj, dtype=np.float32) for path in sorted(folder.glob("*.nii.gz"))]
+    return [torch.from_numpy(volume).clamp(0, 1) for volume in volumes]
+
+
+def cohort(indices: range, runs: Path, deco: str) -> list[Tensor]:
+    """Subjects of the cohort as quickstart sees them, clipped to [0, 1]."""
+    from decovae.training.finished import open_vae
+
+    data = open_vae(runs / deco / "vae").config.data
+    volumes = open_cohort(indices.stop, seed=data.seed, shape=data.cohort_shape)
+    return [load_volume(volumes, index, data.grid)[0].clamp(0, 1) for index in indices]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "generation-cpu.json")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "bench-generation", help="folder for the runs")
+    parser.add_argument("--samples", type=int, default=20, help="volumes to sample from each flow")
+    parser.add_argument("--quick", action="store_true", help="a few steps of everything, to test this script")
+    arguments = parser.parse_args()
+    rows = [chain(deco, arguments.runs, arguments.samples, QUICK if arguments.quick else {}) for deco in DECOS]
+    network = RandomFeatures()
+    unseen = cohort(UNSEEN, arguments.runs, DECOS[0])
+    half = len(unseen) // 2
+    real = features_of(unseen, network)
+    floor = distance(features_of(unseen[:half], network), features_of(unseen[half:], network))
+    for row in rows:
+        for flow in row["flows"].values():
+            flow["frechet_random_features"] = distance(features_of(generated(Path(flow.pop("samples"))), network), real)
+    result = {
+        "date": datetime.date.today().isoformat(),
+        "machine": describe(),
+        "seed": SEED,
+        "samples": arguments.samples,
+        "unseen_subjects": len(unseen),
+        "frechet_random_features_of_two_halves_of_the_unseen": floor,
+        "chains": rows,
+    }
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(
+        "| deco | PSNR before → after fine-tuning | flow on | held-out flow loss | Fréchet (random features) | chain |"
+    )
+    print("|---|---|---|---|---|---|")
+    for row in rows:
+        for target, flow in row["flows"].items():
+            tuned = row["decoder"]
+            print(
+                f"| {row['deco']} | {tuned['psnr_before_training']:.2f} → {tuned['psnr']:.2f} dB | {target} "
+                f"| {flow['summary']['flow_loss']:.4f} | {flow['frechet_random_features']:.3f} "
+                f"| {row['chain_seconds']:.0f} s |"
+            )
+
+
+if __name__ == "__main__":
+    main()

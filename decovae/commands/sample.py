@@ -1,0 +1,150 @@
+"""``decovae sample``: new volumes from a flow, or a path between two."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from decovae.errors import InputError, RunError
+
+DEFAULT_STEPS, DEFAULT_TOLERANCE, DEFAULT_FRAMES = 30, 1e-3, 9
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """New volumes from a finished flow run, as NIfTI files in the place of the volumes it was trained on.
+
+    Sample i of a seed is the same volume whatever is made with it. The same command with the same --out goes on where
+    it was. Every volume is labelled as synthetic, in its header and in a sidecar.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a finished run of train/flow.py."""
+    number: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
+    """How many samples: those with the numbers 0 to N − 1."""
+    seed: int = 42
+    """Seed of the noise that samples start from."""
+    solver: str = "euler"
+    """euler, heun, midpoint, or dopri5, which chooses its own steps."""
+    steps: int | None = None
+    """Steps of the solver, 30 by default; not for dopri5."""
+    tolerance: float | None = None
+    """Error of a step that dopri5 tolerates, 0.001 by default; for no other solver."""
+    condition: tuple[str, ...] = ()
+    """NAME=VALUE for columns that the flow is conditioned on, such as age=63 sex=F; a column left out is unknown."""
+    guidance: float = 1.0
+    """Weight of the condition: 1 follows it as trained, more exaggerates it."""
+    interpolate: tuple[str, str] | None = None
+    """Make a path instead, between sample 0 of two seeds, or between two subjects of --latents."""
+    frames: int | None = None
+    """Volumes on the path, its ends among them; 9 by default."""
+    latents: Path | None = None
+    """Folder of `decovae encode` with the subjects to interpolate between."""
+    out: Path | None = None
+    """Folder for the samples; by default one in the run's, named after solver and seed."""
+    decoder: Path | None = None
+    """Finished run of train/vae.py or train/decoder.py to decode with; by default the autoencoder in the flow's run."""
+    batch_size: int | None = None
+    """Samples made at once; by default 1 on a GPU, and on the CPU one a core, at most 8."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the networks; auto is bf16 on a GPU."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the flow, with CUDA graphs; auto does on a GPU for 3,000 evaluations and more."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+
+    @property
+    def solver_tolerance(self) -> float:
+        """Tolerance of dopri5."""
+        return DEFAULT_TOLERANCE if self.tolerance is None else self.tolerance
+
+    @property
+    def solver_steps(self) -> int:
+        """Steps of the solver."""
+        return DEFAULT_STEPS if self.steps is None else self.steps
+
+    @property
+    def path_frames(self) -> int:
+        """Volumes on a path."""
+        return DEFAULT_FRAMES if self.frames is None else self.frames
+
+    @property
+    def folder(self) -> Path:
+        """Where the samples go."""
+        if self.out is not None:
+            return self.out
+        how = self.solver if self.solver == "dopri5" else f"{self.solver}{self.solver_steps}"
+        what = f"seed{self.seed}" if self.interpolate is None else "-to-".join(self.interpolate)
+        return self.run / "samples" / re.sub(r"[^\w.-]", "_", f"{how}-{what}")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command, from its options to its exit code: 0, 1 if it could not go on, 2 for a wrong input."""
+    from decovae.runtime import start_runtime
+    from decovae.training.command_line import fail, parse_options
+
+    try:
+        config = parse_options(SampleConfig, arguments, program="decovae sample")
+        check(config)
+        from decovae.commands.sample_run import run  # networks and pictures, which a wrong option can do without
+
+        with start_runtime(config.device) as runtime:
+            run(config, runtime)
+    except InputError as error:
+        return fail(error, 2)
+    except RunError as error:
+        return fail(error, 1)
+    except KeyboardInterrupt:
+        return fail(RunError("stopped; the same command makes the samples that are missing."), 130)
+    return 0
+
+
+def check(config: SampleConfig) -> None:
+    """Refuse options that cannot be used together or at all, before anything is read.
+
+    Raises:
+        InputError: naming the option.
+    """
+    from decovae.generation.solvers import evaluations
+
+    if config.interpolate is None:
+        if config.number is None or config.number < 1:
+            given = "is not given" if config.number is None else f"{config.number}: too few"
+            raise InputError(f"-n {given}; say how many samples to make, at least 1.")
+        for option, value in (("--frames", config.frames), ("--latents", config.latents)):
+            if value is not None:
+                raise InputError(f"{option} {value}: is for --interpolate A B; leave it out.")
+    elif config.number is not None:
+        raise InputError(f"-n {config.number}: --interpolate makes --frames volumes; leave one of the two out.")
+    elif config.latents is None and not all(re.fullmatch(r"[0-9]+", seed) for seed in config.interpolate):
+        raise InputError(
+            f"--interpolate {' '.join(config.interpolate)}: not two seeds; give numbers, or the subjects' --latents."
+        )
+    evaluations(config.solver, config.solver_steps)
+    if config.solver == "dopri5" and config.steps is not None:
+        raise InputError(
+            f"--steps {config.steps}: dopri5 chooses its own steps; give --tolerance, or another --solver."
+        )
+    if config.solver != "dopri5" and config.tolerance is not None:
+        raise InputError(f"--tolerance {config.tolerance:g}: is for --solver dopri5; give --steps.")
+    if config.tolerance is not None and not 0 < config.tolerance < math.inf:
+        raise InputError(f"--tolerance {config.tolerance:g}: must be above 0.")
+    if not math.isfinite(config.guidance):
+        raise InputError(f"--guidance {config.guidance:g}: must be a number.")
+    if config.guidance != 1 and not config.condition:
+        raise InputError(f"--guidance {config.guidance:g}: there is no --condition to weigh; give one.")
+    least = {
+        "--steps": (config.steps, 1),
+        "--seed": (config.seed, 0),
+        "--frames": (config.frames, 2),
+        "--batch-size": (config.batch_size, 1),
+    }
+    for option, (value, smallest) in least.items():
+        if value is not None and value < smallest:
+            raise InputError(f"{option} {value}: must be at least {smallest}.")

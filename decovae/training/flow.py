@@ -1,0 +1,229 @@
+"""Stage 3: the flow from noise to standardised latents (Eq. 2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from decovae.data.patches import visited
+from decovae.errors import InputError
+from decovae.files import write_atomically
+from decovae.generation.conditioning import drop_conditions, encode_conditions, fit_conditions
+from decovae.generation.contact_sheet import save_contact_sheet
+from decovae.generation.flow_file import FlowDescription, save_flow
+from decovae.generation.flow_matching import TimeSchedule, flow_matching_loss
+from decovae.generation.latent_space import LatentSpace
+from decovae.generation.latents import LatentStore
+from decovae.generation.sampling import sample_noise
+from decovae.generation.solvers import integrate
+from decovae.losses.objective import Loss
+from decovae.models.flow_unet import FlowUNet
+from decovae.models.weights import load_autoencoder
+from decovae.runtime import Runtime
+from decovae.training.config import FlowConfig
+from decovae.training.finished import WEIGHTS
+from decovae.training.latents import latents_and_decoder
+from decovae.training.parallel import compiles, prepare_module
+from decovae.training.sampling import Batches
+from decovae.training.stage import Batch
+from decovae.training.volumes import leave_signals_to_the_parent
+
+TIMES = 8
+"""Fixed times at which a validation latent's loss is taken."""
+
+VALIDATION_SEED = 20_000_000
+"""Added to the run's seed for the noise of validation, which no sample is to share."""
+
+
+class LatentSample(TypedDict):
+    """One latent: μ and σ, (C, d, h, w) float32, its conditions (K,), and whose it is."""
+
+    mean: Tensor
+    sigma: Tensor
+    condition: Tensor
+    subject: str
+
+
+class LatentDataset(Dataset[LatentSample]):
+    """Training latents, one at each position 0, 1, 2, … without end, as patches are in `PatchDataset`."""
+
+    def __init__(self, store: LatentStore, conditions: Tensor, *, seed: int) -> None:
+        self.store, self.conditions, self.seed = store, conditions, seed
+
+    def __getitem__(self, position: int) -> LatentSample:
+        """The sample at `position`, at least 0; pure, so equal in every process."""
+        rows = self.store.training
+        row = rows[visited(position, len(rows), seed=self.seed)]
+        mean, sigma = self.store.read(row)
+        subject = self.store.records[row].subject
+        return {"mean": mean, "sigma": sigma, "condition": self.conditions[row], "subject": subject}
+
+
+def standardized_for(space: LatentSpace, train_on: Literal["draws", "mean"]) -> LatentSpace:
+    """The space with the standard deviation of what is trained on: that of μ, or of μ + σε."""
+    return space if train_on == "mean" else replace(space, std=math.hypot(space.std, space.noise))
+
+
+class FlowStage:
+    """The flow's network, its loss, and its validation.
+
+    Raises:
+        InputError: if the latents cannot be had or do not fit the autoencoder, or a condition is no column of theirs.
+    """
+
+    def __init__(self, config: FlowConfig, runtime: Runtime) -> None:
+        self.config, self.runtime = config, runtime
+        self.store, self.weights = latents_and_decoder(config, runtime)
+        self.space = space = standardized_for(self.store.space, config.train_on)
+        if not self.store.validation:
+            raise InputError(f"{self.store.folder}: holds no validation subjects; encode some.")
+        columns = [{"subject": record.subject, **record.columns} for record in self.store.records]
+        self.conditions = fit_conditions(config.conditions, [columns[row] for row in self.store.training])
+        self.condition_rows = torch.stack([encode_conditions(self.conditions, row) for row in columns])
+        self.schedule = TimeSchedule(scale=config.time_scale)
+        self.voxels = math.prod(space.shape)
+        torch.manual_seed(config.seed)
+        self.network = FlowUNet(config.model, space.channels, self.conditions)
+        prepare_module(self.network, runtime, compiled=compiles(config, runtime))
+        self.networks: dict[str, nn.Module] = {"flow": self.network}
+        self.learning_rates = {"flow": config.optimizer.learning_rate}
+        decodes = runtime.main and config.preview.samples > 0
+        self.autoencoder = runtime.place(load_autoencoder(self.weights)) if decodes else None
+
+    def batches(self, position: int, *, steps: int) -> Iterable[Batch]:
+        """This process's latents, from a position in the order of samples on."""
+        config = self.config
+        order = Batches(
+            position,
+            count=steps * config.optimizer.accumulation,
+            size=config.data.batch_size,
+            rank=self.runtime.rank,
+            world=self.runtime.world,
+        )
+        return DataLoader(
+            LatentDataset(self.store, self.condition_rows, seed=config.seed),
+            batch_sampler=order,
+            num_workers=config.data.workers,
+            pin_memory=self.runtime.device.type == "cuda",
+            worker_init_fn=leave_signals_to_the_parent,
+        )
+
+    def losses(self, batch: Batch, step: int) -> Iterator[tuple[str, Loss]]:
+        """The flow matching loss at random times between the latents and fresh noise."""
+        device = self.runtime.device
+        mean = batch["mean"].to(device, non_blocking=True)
+        latent = mean
+        if self.config.train_on == "draws":
+            latent = mean + batch["sigma"].to(device, non_blocking=True) * torch.randn(mean.shape, device=device)
+        noise = torch.randn(mean.shape, device=device)
+        times = self.schedule.draw(len(mean), self.voxels, device=device)
+        loss = self._loss(latent, noise, times, drop_conditions(batch["condition"], self.config.condition_dropout))
+        yield "flow", Loss(loss.mean(), {"flow_loss": loss.mean().detach()})
+
+    def _loss(self, latent: Tensor, noise: Tensor, times: Tensor, conditions: Tensor) -> Tensor:
+        return flow_matching_loss(
+            self.network,
+            self.space.standardize(latent),
+            noise,
+            times,
+            norm=self.config.norm,
+            condition=conditions.to(latent.device) if self.conditions else None,
+        )
+
+    def validate(self, step: int, folder: Path, autocast: AbstractContextManager[Any]) -> dict[str, Any]:
+        """The loss of held-out latents, and of as many training latents, on fixed noise at fixed times."""
+        held_out = self.store.validation
+        seen = self.store.training[: len(held_out)]
+        on_held_out, on_seen = self._losses_of(held_out, autocast), self._losses_of(seen, autocast)
+        due = step % self.config.preview.every == 0 or step == self.config.steps
+        if self.config.preview.samples and due:
+            self._preview(step, folder, autocast)
+        return {
+            "flow_loss": on_held_out.mean().item(),
+            "flow_loss_training": on_seen.mean().item(),
+            "flow_loss_at_times": on_held_out.mean(0).tolist(),
+        }
+
+    def _losses_of(self, rows: list[int], autocast: AbstractContextManager[Any]) -> Tensor:
+        """(rows, times), float64, the same on every process whatever their number."""
+        device, space = self.runtime.device, self.space
+        world, rank = self.runtime.world, self.runtime.rank
+        times = self.schedule.quantiles(TIMES, self.voxels).to(device)
+        found: list[tuple[int, Tensor]] = []
+        for turn in range(-(-len(rows) // world)):
+            # Sharded weights are gathered by all processes together: one without a latent repeats the last.
+            place = turn * world + rank
+            row = rows[min(place, len(rows) - 1)]
+            draw = partial(sample_noise, self.config.seed + VALIDATION_SEED, channels=space.channels, shape=space.shape)
+            first = row * (TIMES + 1)
+            noise = torch.stack([draw(first + index) for index in range(TIMES)]).to(device)
+            mean, sigma = (part.to(device) for part in self.store.read(row))
+            latent = mean + sigma * draw(first + TIMES).to(device) if self.config.train_on == "draws" else mean
+            latents = latent.expand(TIMES, *latent.shape)
+            with autocast:
+                losses = self._loss(latents, noise, times, self.condition_rows[row].expand(TIMES, -1))
+            if place < len(rows):
+                found.append((place, losses.double().cpu()))
+        gathered = sorted(chain.from_iterable(self.runtime.gather(found)), key=lambda item: item[0])
+        return torch.stack([losses for _, losses in gathered])
+
+    def _preview(self, step: int, folder: Path, autocast: AbstractContextManager[Any]) -> None:
+        """Sampled volumes, conditioned as the first held-out subjects are; sharded networks run on all processes."""
+        config, space, device = self.config, self.space, self.runtime.device
+        rows = [self.store.validation[i % len(self.store.validation)] for i in range(config.preview.samples)]
+        conditions = self.condition_rows[rows].to(device) if self.conditions else None
+        noise = [sample_noise(config.seed, i, space.channels, space.shape) for i in range(config.preview.samples)]
+        times = self.schedule.times(config.preview.steps, self.voxels)
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            with autocast:
+                return self.network(x, t, conditions).to(x.dtype)
+
+        latents = space.restore(integrate(velocity, torch.stack(noise).to(device), times, solver="euler"))
+        if self.autoencoder is not None:
+            with autocast:
+                volumes = [self.autoencoder.decode(latent[None])[0, 0].float().cpu().numpy() for latent in latents]
+            picture = folder / "previews" / f"step-{step:08d}.png"
+            save_contact_sheet(volumes, picture, frame=space.frame.on_grid(space.grid), title=f"step {step}")
+
+    def export(self, weights: dict[str, Tensor], folder: Path) -> None:
+        """``flow.safetensors``, and ``autoencoder.safetensors`` that turns its latents into volumes."""
+        config = self.config
+        description = FlowDescription(
+            space=self.space,
+            network=config.model,
+            conditions=self.conditions,
+            schedule=self.schedule,
+            trained_on=config.train_on,
+            steps=config.steps,
+            seed=config.seed,
+        )
+        save_flow(weights, description, folder / "flow.safetensors")
+        write_atomically(folder / WEIGHTS, lambda file: file.write(self.weights.read_bytes()))
+
+    def summary(self, validations: list[dict[str, Any]]) -> dict[str, Any]:
+        """The last validation's losses, the first one's, and whose latents they were."""
+        last, space = validations[-1], self.space
+        return {
+            "flow_loss": last["flow_loss"],
+            "flow_loss_training": last["flow_loss_training"],
+            "flow_loss_at_times": last["flow_loss_at_times"],
+            "flow_loss_before_training": validations[0]["flow_loss"],
+            "train_on": self.config.train_on,
+            "encoder": space.encoder,
+            "latents": str(self.store.folder),
+            "latent_mean": space.mean,
+            "latent_std": space.std,
+            "latent_noise": space.noise,
+            "data": space.data,
+        }
