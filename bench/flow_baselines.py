@@ -10,13 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, register_flop_formula
 
 from bench.floors import Floor
 from decovae.generation.flow_matching import TimeSchedule, flow_matching_loss
 from decovae.generation.solvers import integrate
 from decovae.models.flow_blocks import ResidualBlock
 from decovae.models.flow_unet import TIMESTEPS, FlowUNet, FlowUNetConfig
+
+
+@register_flop_formula(torch.ops.aten.mkldnn_convolution)
+def _flops(x: torch.Size, weight: torch.Size, *_: Any, out_shape: torch.Size, **__: Any) -> int:
+    """Of what a single volume on the CPU is convolved by, which torch counts under another name only."""
+    return conv_flop_count(list(x), list(weight), list(out_shape))
 
 
 class Monai(nn.Module):

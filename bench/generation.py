@@ -15,6 +15,7 @@ import argparse
 import datetime
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from bench.machine import describe
 from decovae.data.cohort import open_cohort
 from decovae.data.patches import load_volume
+from decovae.data.template import tissue_maps
 
 ROOT = Path(__file__).resolve().parents[1]
 DECOS = ("none", "vad")
@@ -52,9 +54,11 @@ class Steps:
         self.record = folder / "timings.json"
         self.taken: dict[str, Any] = json.loads(self.record.read_text()) if self.record.exists() else {}
 
-    def run(self, name: str, *command: str) -> dict[str, Any]:
-        """Seconds and peak memory of a command that must succeed."""
+    def run(self, name: str, made: Path | None, *command: str) -> dict[str, Any]:
+        """Seconds and peak memory of a command that must succeed; what an interrupted one left is removed first."""
         if name not in self.taken:
+            if made is not None:
+                shutil.rmtree(made, ignore_errors=True)
             start = time.perf_counter()
             process = subprocess.Popen([sys.executable, *command], cwd=ROOT)
             _, status, usage = os.wait4(process.pid, 0)
@@ -76,23 +80,33 @@ def chain(deco: str, runs: Path, samples: int, options: dict[str, str]) -> dict[
     extra = {name: options.get(name, "").split() for name in ("vae", "decoder", "flow")}
     costs = {
         "vae": steps.run(
-            "vae", "train/vae.py", "quickstart", "--deco", deco, "--seed", str(SEED), "--out", str(vae), *extra["vae"]
+            "vae",
+            vae,
+            "train/vae.py",
+            "quickstart",
+            "--deco",
+            deco,
+            "--seed",
+            str(SEED),
+            "--out",
+            str(vae),
+            *extra["vae"],
         ),
         "decoder": steps.run(
-            "decoder", "train/decoder.py", "--vae", str(vae), "--out", str(decoder), *extra["decoder"]
+            "decoder", decoder, "train/decoder.py", "--vae", str(vae), "--out", str(decoder), *extra["decoder"]
         ),
-        "encode": steps.run("encode", "-m", "decovae.cli", "encode", str(decoder)),
+        "encode": steps.run("encode", decoder / "latents", "-m", "decovae.cli", "encode", str(decoder)),
     }
     flows = {}
     for target in TARGETS:
         flow = runs / deco / f"flow-{target}"
         name = f"flow-{target}"
         command = ["train/flow.py", "--vae", str(decoder), "--train-on", target, "--out", str(flow), *extra["flow"]]
-        costs[name] = steps.run(name, *command)
+        costs[name] = steps.run(name, flow, *command)
         sampled = runs / deco / f"samples-{target}"
         sample = ["-m", "decovae.cli", "sample", str(flow), "--out", str(sampled)]
-        costs[f"sample-4-{target}"] = steps.run(f"sample-4-{target}", *sample, "-n", "4")
-        costs[f"sample-{target}"] = steps.run(f"sample-{target}", *sample, "-n", str(samples))
+        costs[f"sample-4-{target}"] = steps.run(f"sample-4-{target}", sampled, *sample, "-n", "4")
+        costs[f"sample-{target}"] = steps.run(f"sample-{target}", None, *sample, "-n", str(samples))
         flows[target] = {"summary": _summary(flow), "samples": str(sampled)}
     return {
         "deco": deco,
@@ -112,7 +126,10 @@ def _summary(run: Path) -> dict[str, Any]:
 
 
 class RandomFeatures(nn.Module):
-    """SqueezeNet's features with random weights from a fixed seed, averaged over a slice: (N, 1, H, W) to (N, 512)."""
+    """The first layers of SqueezeNet with random weights from a fixed seed, averaged over a slice.
+
+    (N, 1, H, W) to (N, 128): fewer features than there are slices of 20 volumes, so that covariances have full rank.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +137,7 @@ class RandomFeatures(nn.Module):
 
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.features = squeezenet1_1(weights=None).features.eval()
+            self.features = squeezenet1_1(weights=None).features[:5].eval()
 
     @torch.no_grad()
     def forward(self, slices: Tensor) -> Tensor:
@@ -129,7 +146,7 @@ class RandomFeatures(nn.Module):
 
 
 def features_of(volumes: list[Tensor], network: RandomFeatures) -> list[Tensor]:
-    """For each plane the features of every second slice of the middle half of volumes (D, H, W), (slices, 512)."""
+    """For each plane the features of every second slice of the middle half of volumes (D, H, W), (slices, 128)."""
     planes = []
     for axis in range(3):
         size = volumes[0].shape[axis]
@@ -146,6 +163,15 @@ def distance(first: list[Tensor], second: list[Tensor]) -> float:
 
     scores = [float(get_fid_score(a.double(), b.double())) for a, b in zip(first, second, strict=True)]
     return sum(scores) / len(scores)
+
+
+def overlap(volumes: list[Tensor]) -> dict[str, float]:
+    """Dice coefficients of the brains in volumes with the template's brain: mean, least and greatest."""
+    shape = tuple(volumes[0].shape)
+    template = tissue_maps((shape[0], shape[1], shape[2]))[:3].sum(0) > 0.5
+    masks = [volume > 0.1 for volume in volumes]
+    found = [2 * float((mask & template).sum()) / float(mask.sum() + template.sum()) for mask in masks]
+    return {"mean": sum(found) / len(found), "least": min(found), "greatest": max(found)}
 
 
 def generated(folder: Path) -> list[Tensor]:
@@ -175,19 +201,23 @@ def main() -> None:
     rows = [chain(deco, arguments.runs, arguments.samples, QUICK if arguments.quick else {}) for deco in DECOS]
     network = RandomFeatures()
     unseen = cohort(UNSEEN, arguments.runs, DECOS[0])
-    half = len(unseen) // 2
-    real = features_of(unseen, network)
-    floor = distance(features_of(unseen[:half], network), features_of(unseen[half:], network))
+    # The distance depends on how many volumes there are: everything is compared with the same, and as many.
+    count = min(arguments.samples, len(unseen) // 2)
+    real = features_of(unseen[:count], network)
+    floor = distance(features_of(unseen[count : 2 * count], network), real)
     for row in rows:
         for flow in row["flows"].values():
-            flow["frechet_random_features"] = distance(features_of(generated(Path(flow.pop("samples"))), network), real)
+            volumes = generated(Path(flow.pop("samples")))
+            flow["frechet_random_features"] = distance(features_of(volumes[:count], network), real)
+            flow["dice_with_template"] = overlap(volumes)
     result = {
         "date": datetime.date.today().isoformat(),
         "machine": describe(),
         "seed": SEED,
         "samples": arguments.samples,
-        "unseen_subjects": len(unseen),
-        "frechet_random_features_of_two_halves_of_the_unseen": floor,
+        "volumes_compared": count,
+        "frechet_random_features_of_other_unseen_subjects": floor,
+        "dice_with_template_of_the_unseen": overlap(unseen),
         "chains": rows,
     }
     arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -20,9 +20,28 @@ from decovae_kernels import group_norm, norm_conv
 Resample: TypeAlias = Literal["up", "down"]
 
 
+class Convolution(nn.Conv3d):
+    """`nn.Conv3d`, also fast for one small volume on the CPU, which torch does not give to oneDNN by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] > 1 or not _inference_on_cpu(x):
+            return super().forward(x)
+        assert not isinstance(self.padding, str)
+        walk = self.padding, self.stride, self.dilation, self.groups
+        out: Tensor = torch.ops.aten.mkldnn_convolution(x, self.weight, self.bias, *walk)
+        return out
+
+
+def _inference_on_cpu(x: Tensor) -> bool:
+    """Whether x is in float32 on a CPU with oneDNN, outside of autocast, of gradients and of compilation."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32:
+        return False
+    return not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu") and torch.backends.mkldnn.is_available()
+
+
 def convolution(in_channels: int, out_channels: int, kernel_size: int = 3, *, zero: bool = False) -> Named:
     """A 3D convolution that keeps the size; its parameters are ``conv.weight`` and ``conv.bias``, zero on request."""
-    conv = nn.Conv3d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+    conv = Convolution(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
     if zero:
         for parameter in conv.parameters():
             nn.init.zeros_(parameter)

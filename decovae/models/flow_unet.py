@@ -65,10 +65,11 @@ class FlowUNet(nn.Module):
     Axes that are no multiple of 2^(levels − 1) are padded with zeros at the far end, and the velocity is cropped.
 
     On CUDA everything is channels-last, and the residual blocks are fused operators that keep no activation between a
-    norm and its convolution for backward; how much faster has not been measured. On the CPU these, channels-last, and
-    both for the finest level alone were measured to be no faster than torch's norms in planes. What was faster, by 8 to
-    17 % of a training step, is the convolution after each doubling of the size: 8 products a voxel instead of 27. There,
-    weights are best left in planes, too. Attention is torch's own operator everywhere.
+    norm and its convolution for backward; how much faster that is has not been measured. On the CPU these and
+    channels-last, for all or for the finest level alone, were measured to be no faster than torch's norms in planes.
+    What was faster there, a training step by about a tenth, is the convolution after each doubling of the size: 8
+    products a voxel instead of 27; and a single volume without gradients, three times, by a convolution that torch does
+    not choose by itself. Weights are best left in planes, too. Attention is torch's own operator everywhere.
 
     Args:
         config: its shape.

@@ -24,24 +24,26 @@ COMPILED_VARIANTS = 128
 def prepare_module(module: nn.Module, runtime: Runtime, *, compiled: bool) -> None:
     """Move a network to its device and layout, compile its blocks, and shard it where there are several processes.
 
-    Convolutions are fastest channels-last; sharding takes contiguous weights only.
+    Convolutions are fastest channels-last, but for the flow's on the CPU; sharding takes contiguous weights only.
     """
-    if runtime.world == 1:
+    levels = module.levels if isinstance(module, FlowUNet) else []
+    if runtime.world == 1 and not (levels and runtime.device.type == "cpu"):
         for parameter in module.parameters():
             if parameter.ndim in (4, 5):
                 layout = torch.channels_last if parameter.ndim == 4 else torch.channels_last_3d
                 parameter.data = parameter.data.contiguous(memory_format=layout)
     runtime.place(module)
     cascades = [child for child in module.children() if isinstance(child, Cascade)]
-    levels = module.levels if isinstance(module, FlowUNet) else []
-    if compiled and levels:
-        # As a whole, for its shapes never change; sharded parts one by one, between which weights are gathered.
-        for part in [module] if runtime.world == 1 else levels:
-            part.compile()
-    elif compiled:
+    if compiled:
         # All blocks share the cache of one code object, with an entry for each kind, size, and mode of gradients; past
         # the limit they would silently run uncompiled.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VARIANTS)
+    if compiled and levels:
+        # As a whole; sharded parts one by one, between which weights are gathered. Each of its few batch sizes, of
+        # training, validation and previews, has kernels of its own: shared ones would be slower in every step.
+        for part in [module] if runtime.world == 1 else levels:
+            part.compile(dynamic=False)
+    elif compiled:
         # Fused blocks are operators already: there is nothing in them to compile.
         blocks = [block for cascade in cascades for block in cascade.blocks if not isinstance(block, Fused)]
         # The latent head is one operator already, and compiled it would draw its seed from another stream.

@@ -87,17 +87,17 @@ FLOW_PRESETS: dict[str, tuple[str, FlowConfig]] = {
         "A small flow on the latents of train/vae.py quickstart: minutes on a laptop.",
         FlowConfig(
             preset="quickstart",
-            steps=1_000,
+            steps=1_200,
             data=LoaderConfig(batch_size=4, workers=0),
             optimizer=OptimizerConfig(
-                learning_rate=2e-3, schedule="polynomial", weight_decay=0.0, eps=1e-8, warmup_steps=50, ema_decay=0.99
+                learning_rate=4e-3, schedule="polynomial", weight_decay=0.0, eps=1e-8, warmup_steps=50, ema_decay=0.99
             ),
             model=FlowUNetConfig(
                 channels=(16, 32, 64), attention=(False, False, True), residual_blocks=1, head_channels=16, groups=8
             ),
-            preview=PreviewConfig(every=500),
-            validate_every=250,
-            checkpoint_every=250,
+            preview=PreviewConfig(every=600),
+            validate_every=300,
+            checkpoint_every=300,
         ),
     ),
     "paper": ("The paper's flow: 100,000 steps of batch 4 on 4×32×64×32 latents.", FlowConfig(preset="paper")),

@@ -57,20 +57,24 @@ class Mixture:
         off = x[..., None] - t * self.means
         return off, variance, self.weights * (-(off**2) / (2 * variance)).exp() / (2 * math.pi * variance).sqrt()
 
-    def quantile(self, share: Tensor, t: float) -> Tensor:
-        """The value below which that share of x_t lies, by bisection. The flow keeps it: in one dimension, with t = 1,
-        this is where the exact solution ends that starts at the same share of the noise."""
+    def share(self, x: Tensor, t: Tensor) -> Tensor:
+        """How much of x_t lies below x."""
         scale = ((1 - t) ** 2 + t**2 * self.stds**2).sqrt()
+        return (self.weights * torch.special.ndtr((x[..., None] - t * self.means) / scale)).sum(-1)
+
+    def quantile(self, share: Tensor) -> Tensor:
+        """The value below which that share of x₁ lies, by bisection. In one dimension a flow keeps shares, so this is
+        where the exact solution ends that starts at the same share of the noise."""
         low, high = torch.full_like(share, -20), torch.full_like(share, 20)
         for _ in range(64):
             middle = (low + high) / 2
-            below = (self.weights * torch.special.ndtr((middle[..., None] - t * self.means) / scale)).sum(-1) < share
+            below = self.share(middle, torch.ones((), dtype=torch.float64)) < share
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return (low + high) / 2
 
     def end(self, noise: Tensor) -> Tensor:
         """The exact solution at t = 1 from `noise` at t = 0."""
-        return self.quantile(torch.special.ndtr(noise), 1.0)
+        return self.quantile(torch.special.ndtr(noise))
 
 
 class Gaussian:

@@ -97,6 +97,17 @@ def test_axes_are_padded_at_the_far_end_and_cropped(fused: bool) -> None:
     torch.testing.assert_close(velocity, network(padded, t)[:, :, :5, :, :7])
 
 
+def test_one_volume_without_gradients_is_what_it_is_with_them() -> None:
+    network = perturbed(FlowUNet(CONFIGS[1], 2))
+    x, t = torch.randn(1, 2, 8, 5, 7), torch.tensor([0.5])
+    expected = network(x, t)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x, t), expected, rtol=1e-4, atol=1e-4)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert network(x, t).dtype == torch.bfloat16
+        torch.testing.assert_close(network.double()(x.double(), t).float(), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_one_time_for_all_is_each_one_s() -> None:
     network, x = perturbed(FlowUNet(TINY, 2)), torch.randn(3, 2, 4, 4, 4)
     torch.testing.assert_close(network(x, torch.tensor(0.25)), network(x, torch.full((3,), 0.25)))
