@@ -1,12 +1,12 @@
 """The whole chain on the template cohort, from volumes to new volumes, and what the latents do to the flow.
 
-python -m bench.generation [--out FILE] [--runs FOLDER] [--samples N] [--quick]
+python -m bench.generation [--out FILE] [--runs FOLDER] [--samples N] [--only none|vad] [--quick]
 
 For the autoencoder without decorrelation and with VAD, from one seed: train, fine-tune the decoder, encode, train the
-flow on draws and on means, sample. Each step is a process of its own, timed, and its time kept in ``--runs``, so that
-an interrupted measurement goes on. Generated volumes are compared with subjects of the cohort that no run has seen, by
-the Fréchet distance of features of 2D slices from a SqueezeNet with random weights: a proxy, comparable within this
-file and with nothing else.
+flow on draws (with VAD also on means), sample. Each step is a process of its own, timed, and its time kept in
+``--runs``, so that an interrupted measurement goes on. Generated volumes are compared with subjects of the cohort that
+no run has seen, by the Fréchet distance of features of 2D slices from a SqueezeNet with random weights: a proxy,
+comparable within this file and with nothing else.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from decovae.data.patches import load_volume
 from decovae.data.template import tissue_maps
 
 ROOT = Path(__file__).resolve().parents[1]
-DECOS = ("none", "vad")
-TARGETS = ("draws", "mean")
+TARGETS = {"none": ("draws",), "vad": ("draws", "mean")}
+"""What the flows of each autoencoder are trained on."""
+
 SEED = 42
 UNSEEN = range(24, 64)
 """Subjects of the cohort after quickstart's 24."""
@@ -98,7 +99,7 @@ def chain(deco: str, runs: Path, samples: int, options: dict[str, str]) -> dict[
         "encode": steps.run("encode", decoder / "latents", "-m", "decovae.cli", "encode", str(decoder)),
     }
     flows = {}
-    for target in TARGETS:
+    for target in TARGETS[deco]:
         flow = runs / deco / f"flow-{target}"
         name = f"flow-{target}"
         command = ["train/flow.py", "--vae", str(decoder), "--train-on", target, "--out", str(flow), *extra["flow"]]
@@ -196,11 +197,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "generation-cpu.json")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "bench-generation", help="folder for the runs")
     parser.add_argument("--samples", type=int, default=20, help="volumes to sample from each flow")
+    parser.add_argument("--only", choices=tuple(TARGETS), help="one autoencoder, for example beside the other")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything, to test this script")
     arguments = parser.parse_args()
-    rows = [chain(deco, arguments.runs, arguments.samples, QUICK if arguments.quick else {}) for deco in DECOS]
+    decos = [arguments.only] if arguments.only else list(TARGETS)
+    rows = [chain(deco, arguments.runs, arguments.samples, QUICK if arguments.quick else {}) for deco in decos]
     network = RandomFeatures()
-    unseen = cohort(UNSEEN, arguments.runs, DECOS[0])
+    unseen = cohort(UNSEEN, arguments.runs, decos[0])
     # The distance depends on how many volumes there are: everything is compared with the same, and as many.
     count = min(arguments.samples, len(unseen) // 2)
     real = features_of(unseen[:count], network)

@@ -111,7 +111,7 @@ VARIANTS = {
 
 def count_training(variant: Variant, shape: tuple[int, ...], *, bf16: bool = True) -> Training:
     """Count one step on a batch (N, 1, D, H, W), under bf16 autocast or in float32."""
-    with _counting() as (operations, tracker):
+    with counting() as (operations, tracker):
         model = _made(variant)
         moments = [torch.zeros_like(parameter) for parameter in model.parameters() for _ in range(2)]
         image = torch.empty(shape)
@@ -132,7 +132,7 @@ def count_training(variant: Variant, shape: tuple[int, ...], *, bf16: bool = Tru
 
 def count_decoding(variant: Variant, shape: tuple[int, ...]) -> Decoding:
     """Count decoding one latent (N, c, d, h, w) under bf16 autocast."""
-    with _counting() as (operations, tracker):
+    with counting() as (operations, tracker):
         model: Any = _made(variant)
         latent = torch.empty(shape)
         tracker.reset_peak()
@@ -142,7 +142,8 @@ def count_decoding(variant: Variant, shape: tuple[int, ...]) -> Decoding:
 
 
 @contextmanager
-def _counting() -> Iterator[tuple[FlopCounterMode, MemoryTracker]]:
+def counting() -> Iterator[tuple[FlopCounterMode, MemoryTracker]]:
+    """Counters of operations, and of memory as a GPU would hand it out; nothing made inside has content."""
     # The tracker sees an operator first: the counter would take some apart, whose pieces are no allocations on a GPU.
     with (
         pretended_cuda(),

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from decovae.data.volumes import LeftOut, Shape, Volumes
+from decovae.data.volumes import LeftOut, Shape, Volumes, times
 from decovae.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from decovae.generation.latents import LatentStore
     from decovae.runtime import Runtime
     from decovae.training.config import DataConfig
+
+
+ANY_SIZE: Shape = (1, 1, 1)
+"""The least a volume must have: it is resized as a whole, and no patch is cut from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,8 @@ class EncodeConfig:
     leave_out_unusable: bool = False
     """Encode the others when volumes cannot be used, and name those, instead of stopping at the first."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the encoder: auto is bf16 autocast on CUDA and fp32 on the CPU."""
+    """Arithmetic of the encoder: auto is that of the latents that --out holds already, else bf16 autocast on CUDA and
+    fp32 on the CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to encode: auto is CUDA where there is a GPU."""
 
@@ -77,7 +82,6 @@ def _encode(config: EncodeConfig, runtime: Runtime) -> None:
     runtime.fill_caches(lambda: _open(data, config))
     volumes, left_out = _open(data, config)
     training, validation = split(volumes, data)
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and runtime.device.type == "cuda")
     store = encode_volumes(
         load_autoencoder(vae.weights),
         volumes,
@@ -88,7 +92,7 @@ def _encode(config: EncodeConfig, runtime: Runtime) -> None:
         runtime=runtime,
         data=describe(data),
         left_out=left_out,
-        precision="bf16" if bf16 else "fp32",
+        precision=config.precision,
     )
     if runtime.main:
         for line in summary(store, volumes):
@@ -100,8 +104,8 @@ def _open(data: DataConfig, config: EncodeConfig) -> tuple[Volumes, list[LeftOut
     from decovae.training.volumes import open_volumes
 
     if data.root is not None and config.leave_out_unusable:
-        return open_usable_nifti(data.root, patch=data.patch)
-    return open_volumes(data), []
+        return open_usable_nifti(data.root, patch=ANY_SIZE)
+    return open_volumes(replace(data, patch=ANY_SIZE)), []
 
 
 def summary(store: LatentStore, volumes: Volumes) -> Iterator[str]:
@@ -111,9 +115,9 @@ def summary(store: LatentStore, volumes: Volumes) -> Iterator[str]:
 
     space, training = store.space, store.training
     yield (
-        f"{store.folder}: {len(store.records)} latents of {_times((space.channels, *space.shape))}, "
+        f"{store.folder}: {len(store.records)} latents of {times((space.channels, *space.shape))}, "
         f"{len(training)} for training and {len(store.validation)} for validation, "
-        f"of volumes resized to {_times(space.grid)}."
+        f"of volumes resized to {times(space.grid)}, encoded in {store.precision}."
     )
     yield (
         f"  μ has mean {space.mean:.4g} and standard deviation {space.std:.4g} over the training split, "
@@ -131,13 +135,9 @@ def summary(store: LatentStore, volumes: Volumes) -> Iterator[str]:
     if alike < len(records):
         yield (
             f"  note: {len(records) - alike} training volumes differ from the commonest in voxels or affine; samples "
-            f"will be put into the commonest: {_times(space.frame.shape)} voxels."
+            f"will be put into the commonest: {times(space.frame.shape)} voxels."
         )
     for entry in store.left_out:
         yield f"  left out: {entry.subject}: {entry.reason}"
     if store.left_out:
         yield f"  {len(store.left_out)} volumes left out, as {store.folder / 'index.json'} says too."
-
-
-def _times(sizes: Shape | tuple[int, ...]) -> str:
-    return "×".join(map(str, sizes))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 
 import decovae
+from decovae.data.volumes import times
 from decovae.errors import InputError
 from decovae_kernels._dispatch import CHOICES, VARIABLE
 
@@ -156,12 +157,12 @@ def largest_patches(config: InfoConfig, card: float) -> Iterator[str]:
             for patch in PATCHES:
                 peak = _peak(preset, patch, batch, memory)
                 if peak <= USABLE * card * GIB:
-                    yield f"  batch {batch}, memory {memory:8}  {_times(patch):>11}  {peak / GIB:5.1f} GiB"
+                    yield f"  batch {batch}, memory {memory:8}  {times(patch):>11}  {peak / GIB:5.1f} GiB"
                     break
             else:
-                yield f"  batch {batch}, memory {memory:8}  none; {_times(PATCHES[-1])} takes {peak / GIB:.1f} GiB"
+                yield f"  batch {batch}, memory {memory:8}  none; {times(PATCHES[-1])} takes {peak / GIB:.1f} GiB"
     yield (
-        f"Of {', '.join(map(_times, PATCHES))}; the largest that fills at most {USABLE:.0%} of the card. Not in the "
+        f"Of {', '.join(map(times, PATCHES))}; the largest that fills at most {USABLE:.0%} of the card. Not in the "
         "prediction: CUDA context, cuDNN workspaces, fragmentation, torch.compile."
     )
 
@@ -171,10 +172,6 @@ def _peak(preset: VAEConfig, patch: tuple[int, int, int], batch: int, memory: Me
 
     data = replace(preset.data, patch=patch, batch_size=batch)
     return predict_training_peak(replace(preset, data=data, memory=memory))
-
-
-def _times(patch: tuple[int, int, int]) -> str:
-    return "×".join(map(str, patch))
 
 
 def _dotted(version: tuple[int, int, int] | None) -> str:

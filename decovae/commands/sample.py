@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,7 +14,10 @@ import tyro
 
 from decovae.errors import InputError, RunError
 
-DEFAULT_STEPS, DEFAULT_TOLERANCE, DEFAULT_FRAMES = 30, 1e-3, 9
+DEFAULT_STEPS, DEFAULT_FRAMES = 30, 9
+
+LONGEST_NAME = 100
+"""Bytes that a default folder's name may take: file systems allow 255, and files in it are named too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,23 +39,23 @@ class SampleConfig:
     steps: int | None = None
     """Steps of the solver, 30 by default; not for dopri5."""
     tolerance: float | None = None
-    """Error of a step that dopri5 tolerates, 0.001 by default; for no other solver."""
+    """Error of a step that dopri5 tolerates, 0.0001 by default; for no other solver."""
     condition: tuple[str, ...] = ()
     """NAME=VALUE for columns that the flow is conditioned on, such as age=63 sex=F; a column left out is unknown."""
     guidance: float = 1.0
     """Weight of the condition: 1 follows it as trained, more exaggerates it."""
     interpolate: tuple[str, str] | None = None
-    """Make a path instead, between sample 0 of two seeds, or between two subjects of --latents."""
+    """Make a path instead, between sample 0 of two seeds, or between two subjects that were encoded."""
     frames: int | None = None
     """Volumes on the path, its ends among them; 9 by default."""
     latents: Path | None = None
-    """Folder of `decovae encode` with the subjects to interpolate between."""
+    """Folder of `decovae encode` with the subjects to interpolate between; by default what the flow was trained on."""
     out: Path | None = None
-    """Folder for the samples; by default one in the run's, named after solver and seed."""
+    """Folder for the samples; by default one in the run's, named after solver, seed and what else is not default."""
     decoder: Path | None = None
     """Finished run of train/vae.py or train/decoder.py to decode with; by default the autoencoder in the flow's run."""
     batch_size: int | None = None
-    """Samples made at once; by default 1 on a GPU, and on the CPU one a core, at most 8."""
+    """Samples made at once; by default 1 on a GPU, and on the CPU one a core, at most 8 and what memory allows."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the networks; auto is bf16 on a GPU."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -62,7 +66,9 @@ class SampleConfig:
     @property
     def solver_tolerance(self) -> float:
         """Tolerance of dopri5."""
-        return DEFAULT_TOLERANCE if self.tolerance is None else self.tolerance
+        from decovae.generation.solvers import TOLERANCE  # torch, which a wrong option can do without
+
+        return TOLERANCE if self.tolerance is None else self.tolerance
 
     @property
     def solver_steps(self) -> int:
@@ -75,13 +81,44 @@ class SampleConfig:
         return DEFAULT_FRAMES if self.frames is None else self.frames
 
     @property
+    def between_seeds(self) -> bool:
+        """Whether the ends of a path can be seeds: both are numbers, and no latents are named."""
+        ends = self.interpolate or ()
+        return self.latents is None and all(re.fullmatch(r"[0-9]+", end) for end in ends)
+
+    @property
     def folder(self) -> Path:
-        """Where the samples go."""
+        """Where the samples go.
+
+        The default is named after all options that a sample depends on and that are not at their defaults, so that
+        those of other options have a folder of their own: ``euler30-seed42-age=63-sex=F-guidance2``.
+        """
         if self.out is not None:
             return self.out
-        how = self.solver if self.solver == "dopri5" else f"{self.solver}{self.solver_steps}"
-        what = f"seed{self.seed}" if self.interpolate is None else "-to-".join(self.interpolate)
-        return self.run / "samples" / re.sub(r"[^\w.-]", "_", f"{how}-{what}")
+        name = "-".join(self._differences())
+        safe = re.sub(r"[^A-Za-z0-9_.=-]", "_", name)
+        if safe != name or len(safe) > LONGEST_NAME:  # what was replaced or cut still tells two names apart
+            safe = f"{safe[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        return self.run / "samples" / safe
+
+    def _differences(self) -> Iterator[str]:
+        from decovae.generation.solvers import TOLERANCE
+
+        yield self.solver if self.solver == "dopri5" else f"{self.solver}{self.solver_steps}"
+        if self.tolerance not in (None, TOLERANCE):
+            yield f"tolerance{self.tolerance}"
+        yield f"seed{self.seed}" if self.interpolate is None else "-to-".join(self.interpolate)
+        if self.path_frames != DEFAULT_FRAMES:
+            yield f"frames{self.path_frames}"
+        if self.latents is not None:
+            yield f"latents-{self.latents.resolve().name}"
+        yield from sorted("=".join(part.strip() for part in option.split("=")) for option in self.condition)
+        if self.guidance != 1:
+            yield f"guidance{str(self.guidance).removesuffix('.0')}"
+        if self.decoder is not None:
+            yield f"decoder-{self.decoder.resolve().name}"
+        if self.precision != "auto":
+            yield self.precision
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -122,10 +159,6 @@ def check(config: SampleConfig) -> None:
                 raise InputError(f"{option} {value}: is for --interpolate A B; leave it out.")
     elif config.number is not None:
         raise InputError(f"-n {config.number}: --interpolate makes --frames volumes; leave one of the two out.")
-    elif config.latents is None and not all(re.fullmatch(r"[0-9]+", seed) for seed in config.interpolate):
-        raise InputError(
-            f"--interpolate {' '.join(config.interpolate)}: not two seeds; give numbers, or the subjects' --latents."
-        )
     evaluations(config.solver, config.solver_steps)
     if config.solver == "dopri5" and config.steps is not None:
         raise InputError(

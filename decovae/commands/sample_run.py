@@ -3,55 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-import decovae
 from decovae.commands.sample import SampleConfig
+from decovae.commands.sample_load import Ends, Loaded, decoder_of, latents_of, load
 from decovae.errors import InputError, RunError
-from decovae.generation.conditioning import encode_conditions, parse_condition_options
-from decovae.generation.flow_file import FlowDescription, FlowRun, load_flow, open_flow_run, sha256
-from decovae.generation.interpolation import encoded_subject, fractions, noise_of, slerp
+from decovae.generation.conditioning import encode_conditions
+from decovae.generation.flow_file import open_flow_run
+from decovae.generation.interpolation import fractions, noise_of, slerp
 from decovae.generation.latent_space import LatentSpace
-from decovae.generation.latents import open_latents
-from decovae.generation.production import Task, produce, usual_batch
+from decovae.generation.production import Task, decoding_bytes, produce, usual_batch
 from decovae.generation.progress import Progress
 from decovae.generation.sample_folder import begin_folder, draw_pictures, missing, versions
-from decovae.generation.sampling import Precision, Sampler, check_decoder, sample_noise
+from decovae.generation.sampling import Precision, Sampler, sample_noise
 from decovae.generation.solvers import evaluations
 from decovae.generation.volumes_out import write_sample
-from decovae.models.autoencoder import Autoencoder
-from decovae.models.flow_unet import FlowUNet
-from decovae.models.weights import load_autoencoder
 from decovae.runtime import Runtime
-from decovae.training.finished import open_vae
 
 Result = TypeVar("Result")
-Ends = tuple[Tensor, Tensor]
 
 COMPILE_FROM = 3_000
 """Evaluations of the flow by a process from which on ``--compile auto`` compiles: compiling takes minutes, which a
 hundred volumes of 30 steps repay."""
 
+CPU_OUT_OF_MEMORY = "DefaultCPUAllocator"
+"""In torch's message where the CPU has no memory left, which has no type of its own."""
+
 DOPRI5_EVALUATIONS = 50
 """What dopri5 is taken to need for a sample, which nobody knows before."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """All that a command line names, read and found to go together. `subjects` holds the μ of two, or None."""
-
-    flow: FlowUNet
-    description: FlowDescription
-    autoencoder: Autoencoder
-    row: dict[str, str]
-    subjects: Ends | None
-    settings: dict[str, Any]
 
 
 def run(config: SampleConfig, runtime: Runtime) -> None:
@@ -62,15 +46,16 @@ def run(config: SampleConfig, runtime: Runtime) -> None:
         RunError: a sample is not finite, memory runs out, or a file cannot be written.
     """
     files = runtime.on_main(lambda: open_flow_run(config.run))
-    weights = runtime.on_main(lambda: _weights(config, files))
+    weights = runtime.on_main(lambda: decoder_of(config, files))
+    latents = runtime.on_main(lambda: latents_of(config, files))
     precision = _precision(config, runtime)
-    if config.compile == "on" and runtime.device.type != "cuda":
-        raise InputError("--compile on: the flow is compiled for a GPU only; leave the option out.")
-    loaded = _on_all(runtime, lambda: _load(config, files, weights, precision))
+    runtime.on_main(lambda: _check_compile(config, runtime))
+    on_all = partial(_on_all, runtime, config)
+    loaded = on_all(lambda: load(config, files, weights=weights, latents=latents, precision=precision))
     folder, space = config.folder, loaded.description.space
     runtime.on_main(lambda: begin_folder(folder, loaded.settings))
-    if not all(runtime.gather(folder.is_dir())):
-        raise InputError(f"--out {folder}: not every node sees it; give a folder on storage that all nodes share.")
+    seen = all(runtime.gather(folder.is_dir()))
+    runtime.on_main(lambda: _check_shared(folder, seen))
 
     condition = encode_conditions(loaded.description.conditions, loaded.row) if loaded.row else None
 
@@ -81,7 +66,8 @@ def run(config: SampleConfig, runtime: Runtime) -> None:
     tasks = _samples(config, space) if config.interpolate is None else _path(config, ends)
     places = runtime.on_main(lambda: missing(folder, tasks))
     mine = [tasks[place] for place in places[runtime.rank :: runtime.world]]
-    batch = config.batch_size or usual_batch(runtime.device)
+    volume_bytes = decoding_bytes(loaded.autoencoder.config, space.grid)
+    batch = config.batch_size or usual_batch(runtime.device, volume_bytes)
     sampler = Sampler(
         loaded.flow,
         loaded.description,
@@ -112,48 +98,27 @@ def run(config: SampleConfig, runtime: Runtime) -> None:
 
             produce(sampler, mine, finish, condition=condition, batch=batch)
 
-    _on_all(runtime, make)
+    on_all(make, batch=batch)
     title = f"{len(tasks)} volumes of {loaded.settings['run']}, {config.solver}"
     animated = config.interpolate is not None
 
     def draw() -> list[Path]:
         return draw_pictures(folder, tasks, frame=space.frame, title=title, animated=animated) if runtime.main else []
 
-    pictures = _on_all(runtime, draw)
+    pictures = on_all(draw)
     if runtime.main:
         print(f"{len(tasks)} synthetic volumes in {folder}, {len(places)} of them new.")
         print(f"Pictures: {', '.join(map(str, pictures))}")
 
 
-def _weights(config: SampleConfig, files: FlowRun) -> Path:
-    return files.autoencoder if config.decoder is None else open_vae(config.decoder, option="--decoder").weights
+def _check_compile(config: SampleConfig, runtime: Runtime) -> None:
+    if config.compile == "on" and runtime.device.type != "cuda":
+        raise InputError("--compile on: the flow is compiled for a GPU only; leave the option out.")
 
 
-def _load(config: SampleConfig, files: FlowRun, weights: Path, precision: Precision) -> Loaded:
-    flow, description = load_flow(files.flow)
-    autoencoder = load_autoencoder(weights)
-    check_decoder(autoencoder, description, str(weights))
-    row = parse_condition_options(config.condition, description.conditions)
-    settings: dict[str, Any] = {
-        "run": files.folder.resolve().name,
-        "flow_sha256": sha256(files.flow),
-        "decoder": weights.resolve().parent.name,
-        "autoencoder_sha256": sha256(weights),
-    }
-    subjects = None
-    if config.interpolate is None:
-        settings["seed"] = config.seed
-    else:
-        settings |= {"between": list(config.interpolate), "frames": config.path_frames}
-    if config.interpolate is not None and config.latents is not None:
-        store = open_latents(config.latents)
-        first, second = (encoded_subject(store, description.space, subject) for subject in config.interpolate)
-        subjects = first, second
-        settings["latents"] = config.latents.resolve().name
-    solver = {"tolerance": config.solver_tolerance} if config.solver == "dopri5" else {"steps": config.solver_steps}
-    settings |= {"solver": config.solver, **solver, "condition": row, "guidance": config.guidance}
-    settings |= {"precision": precision, "version": decovae.__version__}
-    return Loaded(flow, description, autoencoder, row, subjects, settings)
+def _check_shared(folder: Path, seen: bool) -> None:
+    if not seen:
+        raise InputError(f"--out {folder}: not every node sees it; give a folder on storage that all nodes share.")
 
 
 def _precision(config: SampleConfig, runtime: Runtime) -> Precision:
@@ -213,7 +178,26 @@ def _ends(config: SampleConfig, sampler: Sampler, loaded: Loaded, condition: Ten
     return found[0][0], found[1][0]
 
 
-def _on_all(runtime: Runtime, action: Callable[[], Result]) -> Result:
+def memory_advice(config: SampleConfig, device: str, batch: int) -> str:
+    """What to do where memory ran out: take back the first option that asks for more than it must.
+
+    Args:
+        config: the options.
+        device: "cpu" or "cuda".
+        batch: samples that were made at once.
+    """
+    if batch > 1:
+        return f"give a --batch-size below {batch}"
+    if device == "cuda" and config.precision == "fp32":
+        return "leave out --precision fp32"
+    if config.compile == "on":
+        return "leave out --compile on"
+    if device == "cuda":
+        return "nothing smaller can be asked for, so end what else uses the GPU (see nvidia-smi), or give --device cpu"
+    return "nothing smaller can be asked for, so end what else uses the memory, or take a larger machine"
+
+
+def _on_all(runtime: Runtime, config: SampleConfig, action: Callable[[], Result], *, batch: int = 1) -> Result:
     """What `action` returns, which every process runs; what it raises on one is raised on all, so that none waits."""
     results: list[Result] = []
     failure: InputError | RunError | None = None
@@ -221,10 +205,15 @@ def _on_all(runtime: Runtime, action: Callable[[], Result]) -> Result:
         results.append(action())
     except (InputError, RunError) as error:
         failure = error
-    except torch.OutOfMemoryError:
-        failure = RunError("the device ran out of memory; give --batch-size 1, or --precision bf16.")
-    except OSError as error:
-        failure = RunError(f"{error.filename}: cannot be read or written ({error.strerror}).")
+    except (RuntimeError, MemoryError) as error:
+        if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or CPU_OUT_OF_MEMORY in str(error)):
+            raise
+        device = runtime.device.type
+        name = "GPU" if device == "cuda" else "machine"
+        failure = RunError(f"the {name} ran out of memory; {memory_advice(config, device, batch)}.")
+    except OSError as error:  # one of write() names no file
+        where = error.filename or config.folder
+        failure = RunError(f"{where}: cannot be read or written ({error.strerror or error}).")
     for raised in runtime.gather(failure):
         if raised is not None:
             raised.on_all_processes = True

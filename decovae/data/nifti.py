@@ -17,7 +17,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from decovae.data.inspection import Measurement, accepted, for_all, measured
 from decovae.data.sources import Source, find_volumes
-from decovae.data.volumes import Affine, LeftOut, Shape, VolumeRecord, Volumes, affine_rows, intensity_range
+from decovae.data.volumes import Affine, LeftOut, Shape, VolumeRecord, Volumes, affine_rows, intensity_range, times
 from decovae.errors import InputError
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -134,7 +134,7 @@ def _record(item: Source, *, patch: Shape) -> VolumeRecord:
     shape, low, high, affine = measured(path, _measure)
     if any(size < least for size, least in zip(shape, patch, strict=True)):
         raise InputError(
-            f"The volume {path} is {_times(shape)} voxels (in RAS axes), smaller than the patch {_times(patch)}."
+            f"The volume {path} is {times(shape)} voxels (in RAS axes), smaller than the patch {times(patch)}."
         )
     return VolumeRecord(subject, str(path), shape, low, high, affine, columns)
 
@@ -143,7 +143,7 @@ def _measure(path: Path) -> Measurement:
     volume, inverted, affine = read_nifti(path)
     depth, height, width = volume.shape
     if not volume.size:
-        raise InputError(f"The volume {path} is {_times((depth, height, width))} voxels: empty.")
+        raise InputError(f"The volume {path} is {times((depth, height, width))} voxels: empty.")
     try:
         low, high = intensity_range(volume, inverted=inverted)
     except ValueError as error:
@@ -181,11 +181,11 @@ def _header(content: Any) -> Any:
 def _spatial_shape(header: Any) -> Shape:
     sizes = tuple(int(size) for size in header.get_data_shape())
     if any(size < 0 for size in sizes):
-        raise ValueError(f"has a negative size in its header: {_times(sizes)}")
+        raise ValueError(f"has a negative size in its header: {times(sizes)}")
     if len(sizes) > 3 and any(size != 1 for size in sizes[3:]):
-        raise ValueError(f"is {len(sizes)}D ({_times(sizes)}): split it into 3D volumes")
+        raise ValueError(f"is {len(sizes)}D ({times(sizes)}): split it into 3D volumes")
     if len(sizes) < 3:
-        raise ValueError(f"is {len(sizes)}D ({_times(sizes)}): only 3D volumes can be trained on")
+        raise ValueError(f"is {len(sizes)}D ({times(sizes)}): only 3D volumes can be trained on")
     return sizes[0], sizes[1], sizes[2]
 
 
@@ -210,7 +210,3 @@ def _predicate(error: Exception) -> str:
     """What an error says, to follow "the volume …": ours begin with a verb, nibabel's get one."""
     message = str(error).rstrip(".")
     return message if message.startswith(("is ", "has ")) else f"has a damaged header: {message}"
-
-
-def _times(sizes: Sequence[int]) -> str:
-    return "×".join(str(size) for size in sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import sha256
 from typing import TypedDict
 
@@ -110,7 +111,12 @@ class PatchDataset(Dataset[Sample]):
 def visited(position: int, count: int, *, seed: int) -> int:
     """Which of `count` items stands at `position`: every item once among `count` positions from a multiple of it on."""
     epoch, place = divmod(position, count)
-    return int(_generator(seed, ORDER_STREAM, epoch).permutation(count)[place])
+    return int(_order(seed, epoch, count)[place])
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return _generator(seed, ORDER_STREAM, epoch).permutation(count)
 
 
 def _sequence(seed: int, stream: int, number: int) -> np.random.SeedSequence:

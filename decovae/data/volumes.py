@@ -13,6 +13,11 @@ Affine = tuple[tuple[float, ...], ...]
 """The four rows of a 4 × 4 matrix."""
 
 
+def times(sizes: Sequence[int]) -> str:
+    """Sizes as a person writes them: 4×5×6."""
+    return "×".join(map(str, sizes))
+
+
 def affine_rows(matrix: Any) -> Affine:
     """A `(4, 4)` array or nested list as rows of floats, which records can be compared by.
 

@@ -30,67 +30,84 @@ __all__ = [
 MOST_CATEGORIES = 32
 
 
-def fit_conditions(names: Sequence[str], rows: Sequence[Mapping[str, str]]) -> tuple[Condition, ...]:
+def fit_conditions(
+    names: Sequence[str], rows: Sequence[Mapping[str, str]], training: Sequence[int] | None = None
+) -> tuple[Condition, ...]:
     """The conditions in these columns: scalars where at least half of the values are numbers, categories elsewhere.
 
+    What is a code, not a quantity, but written as a number, such as sex 0/1 or site 11025, is named ``sex:category``;
+    ``age:number`` makes any other value an error. The condition is called by what stands before the colon. A volume may
+    have an empty value, which `encode_conditions` takes for absent.
+
     Args:
-        names: of the columns, in the order of the result.
-        rows: for each training volume its columns; a column ``subject``, where there is one, names it in errors.
+        names: of the columns, each with ``:category`` or ``:number`` behind it or neither, in the order of the result.
+        rows: for each volume its columns; a column ``subject``, where there is one, names it in errors.
+        training: which rows are trained on: mean and standard deviation of scalars are theirs. All by default.
+            Categories are those of all rows, so that the volumes that are held out can be encoded too.
 
     Raises:
-        InputError: a column is missing, named twice, has an empty value or one that is no finite number among numbers,
-            has one value only, or more than 32 categories.
-        ValueError: there are no rows.
+        InputError: a name has another word behind its colon; a column is missing, named twice, empty in all rows that
+            are trained on, or has one value only there; in any row, it has a value that is no finite number among
+            numbers; or it has more than 32 categories.
+        ValueError: there are no rows to train on.
     """
-    if not rows:
+    training = range(len(rows)) if training is None else training
+    if not training:
         raise ValueError("conditions are fitted on at least one row")
-    repeated = next((name for place, name in enumerate(names) if name in names[:place]), None)
-    if repeated is not None:
-        raise InputError(f"column {repeated!r} is named twice among the conditions; name it once.")
-    return tuple(_fit(name, rows) for name in names)
+    kinds: dict[str, str] = {}
+    for text in names:
+        name, kind = _name_and_kind(text)
+        if name in kinds:
+            raise InputError(f"column {name!r} is named twice among the conditions; name it once.")
+        kinds[name] = kind
+    return tuple(_fit(name, kind, rows, training) for name, kind in kinds.items())
 
 
-def _fit(name: str, rows: Sequence[Mapping[str, str]]) -> Condition:
-    values = [_present(name, place, row) for place, row in enumerate(rows)]
-    numbers = [_number(value) for value in values]
-    found = [number for number in numbers if number is not None]
-    if len(set(values)) == 1:
-        raise InputError(f"column {name!r}: all volumes have the value {values[0]!r}; leave it out of the conditions.")
-    if 2 * len(found) < len(values):
-        categories = tuple(sorted(set(values)))
+def _name_and_kind(text: str) -> tuple[str, str]:
+    """What stands before the last colon and behind it; the kind is empty where there is none."""
+    if ":" not in text:
+        return text, ""
+    name, _, kind = text.rpartition(":")
+    if kind not in ("number", "category"):
+        raise InputError(f"condition {text!r}: no such kind as {kind!r}; write {name}:number or {name}:category.")
+    return name, kind
+
+
+def _fit(name: str, kind: str, rows: Sequence[Mapping[str, str]], training: Sequence[int]) -> Condition:
+    values = [_value(name, row) for row in rows]
+    present = [value for value in values if value]
+    seen = [values[place] for place in training if values[place]]
+    if not seen:
+        raise InputError(
+            f"column {name!r} is empty for all volumes to train on; fill it in, or leave it out of the conditions."
+        )
+    if len(set(seen)) == 1:
+        raise _only(name, repr(seen[0]))
+    numbers = [_number(value) for value in present]
+    if kind == "category" or (not kind and 2 * numbers.count(None) > len(numbers)):
+        categories = tuple(sorted(set(present)))
         if len(categories) > MOST_CATEGORIES:
             raise InputError(
                 f"column {name!r} has {len(categories)} different values, and a category at most {MOST_CATEGORIES}; "
                 "group them, or give numbers."
             )
         return CategoricalCondition(name, categories)
-    if len(found) < len(values):
-        place = numbers.index(None)
-        raise InputError(
-            f"{_row(place, rows[place])}: column {name!r} has {values[place]!r} among numbers; "
-            "give a number, or leave the volume or the column out."
-        )
+    for place, (row, value) in enumerate(zip(rows, values, strict=True)):
+        if value and _number(value) is None:
+            raise _not_a_number(_subject(row) or f"row {place + 1} of the volumes: ", name, value)
+    found = [float(value) for value in seen]
     mean = math.fsum(found) / len(found)
     std = math.sqrt(math.fsum((number - mean) ** 2 for number in found) / len(found))
     if std == 0:
-        raise InputError(f"column {name!r}: all volumes have the value {found[0]:g}; leave it out of the conditions.")
+        raise _only(name, f"{found[0]:g}")
     return ScalarCondition(name, mean, std)
 
 
-def _present(name: str, place: int, row: Mapping[str, str]) -> str:
+def _value(name: str, row: Mapping[str, str]) -> str:
     if name not in row:
         there = ", ".join(column for column in row if column != "subject") or "none"
         raise InputError(f"column {name!r}: the manifest has no such column to condition on; there are: {there}.")
-    value = row[name].strip()
-    if not value:
-        raise InputError(
-            f"{_row(place, row)}: column {name!r} is empty; fill it in, or leave the volume or the column out."
-        )
-    return value
-
-
-def _row(place: int, row: Mapping[str, str]) -> str:
-    return f"subject {row['subject']}" if row.get("subject") else f"row {place + 1} of the volumes"
+    return row[name].strip()
 
 
 def _number(value: str) -> float | None:
@@ -101,27 +118,55 @@ def _number(value: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _subject(row: Mapping[str, str]) -> str:
+    """The beginning of a sentence about a row; empty if it does not say whose it is."""
+    return f"subject {row['subject']}: " if row.get("subject") else ""
+
+
+def _only(name: str, value: str) -> InputError:
+    return InputError(
+        f"column {name!r}: {value} is the only value of the volumes to train on; leave it out of the conditions."
+    )
+
+
+def _not_a_number(where: str, name: str, value: str) -> InputError:
+    return InputError(
+        f"{where}column {name!r} has {value!r} among numbers; give a number, leave it empty, or train with "
+        f"{name}:category."
+    )
+
+
 def encode_conditions(conditions: Sequence[Condition], row: Mapping[str, str]) -> Tensor:
     """A volume's columns as a row of conditions, (K,) float32; a column that is missing or empty is absent, NaN.
+
+    Args:
+        conditions: what `fit_conditions` gave.
+        row: the volume's columns; ``subject``, where it is there, names the volume in errors.
 
     Raises:
         InputError: a value that is no finite number where one belongs, or none of the categories.
     """
-    entries = [_entry(condition, row.get(condition.name, "").strip()) for condition in conditions]
+    entries = []
+    for condition in conditions:
+        value = row.get(condition.name, "").strip()
+        entry = _entry(condition, value) if value else math.nan
+        if entry is None:
+            if isinstance(condition, ScalarCondition):
+                raise _not_a_number(_subject(row), condition.name, value)
+            raise InputError(
+                f"{_subject(row)}column {condition.name!r} has {value!r}, not {_choice(condition.values)}; give one of "
+                "these, or leave it empty."
+            )
+        entries.append(entry)
     return torch.tensor(entries, dtype=torch.float32)
 
 
-def _entry(condition: Condition, value: str) -> float:
-    if not value:
-        return math.nan
+def _entry(condition: Condition, value: str) -> float | None:
+    """A value as the flow sees it, None if the condition does not take it."""
     if isinstance(condition, CategoricalCondition):
-        if value not in condition.values:
-            raise InputError(f"{condition.name}={value}: no such value; choose {_choice(condition.values)}.")
-        return condition.values.index(value)
+        return condition.values.index(value) if value in condition.values else None
     number = _number(value)
-    if number is None:
-        raise InputError(f"{condition.name}={value}: not a finite number; give one, such as {condition.mean:.4g}.")
-    return (number - condition.mean) / condition.std
+    return None if number is None else (number - condition.mean) / condition.std
 
 
 def _choice(values: Iterable[str]) -> str:
@@ -148,23 +193,30 @@ def parse_condition_options(options: Sequence[str], conditions: Sequence[Conditi
             raise InputError(f"--condition {option}: this flow has no condition {name!r}; choose {_choice(known)}.")
         if name in row:
             raise InputError(f"--condition {option}: {name!r} is given twice; give it once.")
-        try:
-            _entry(known[name], value)
-        except InputError as error:
-            raise InputError(f"--condition {error}") from None
+        condition = known[name]
+        if _entry(condition, value) is None:
+            advice = (
+                f"not a finite number; give one, such as {condition.mean:.4g}"
+                if isinstance(condition, ScalarCondition)
+                else f"no such value; choose {_choice(condition.values)}"
+            )
+            raise InputError(f"--condition {name}={value}: {advice}.")
         row[name] = value
     return row
 
 
 def drop_conditions(batch: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
-    """A copy of the rows (N, K) in which each is all NaN with this probability, for classifier-free guidance.
+    """A copy of the rows (N, K) in which conditions are absent, NaN, at random, for classifier-free guidance.
 
-    The draws are made on the generator's device (without one, on the CPU), so the same generator drops the same rows
+    A whole row with this probability, and in the rows that are left each entry with the same one, independently: so the
+    flow learns what it is without conditions, and with every subset of them, as a sample may be asked for.
+
+    The draws are made on the generator's device (without one, on the CPU), so the same generator drops the same entries
     wherever the batch is.
     """
     where = torch.device("cpu") if generator is None else generator.device
-    dropped = torch.rand(batch.shape[0], 1, generator=generator, device=where) < probability
-    return batch.masked_fill(dropped.to(batch.device), math.nan)
+    draws = torch.rand(batch.shape[0], 1 + batch.shape[1], generator=generator, device=where) < probability
+    return batch.masked_fill((draws[:, :1] | draws[:, 1:]).to(batch.device), math.nan)
 
 
 def guided_velocity(

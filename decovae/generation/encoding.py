@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import os
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Literal
@@ -22,17 +20,15 @@ from decovae.data.volumes import LeftOut, Shape, VolumeRecord, Volumes
 from decovae.errors import InputError, RunError
 from decovae.generation.encoding_plan import Encoded, Plan, planned_row, unwritable
 from decovae.generation.latent_space import LatentSpace
-from decovae.generation.latents import LatentRecord, LatentStore, open_latents, write_index
+from decovae.generation.latents import LatentRecord, LatentStore, Precision, kept_precision, open_latents, write_index
 from decovae.generation.progress import Progress
 from decovae.generation.shards import read_header, shard_path
+from decovae.generation.side_by_side import encoded_ahead, volumes_at_once
 from decovae.generation.threads import one_thread
 from decovae.losses.moments import ChannelMoments
 from decovae.models.autoencoder import Autoencoder, AutoencoderConfig
 from decovae.models.weights import encoder_fingerprint
 from decovae.runtime import Runtime
-
-MOST_AT_ONCE = 8
-"""Volumes that a process works on side by side: the features of one at full size take gigabytes."""
 
 
 def encode_volumes(
@@ -46,7 +42,7 @@ def encode_volumes(
     runtime: Runtime,
     data: str,
     left_out: Sequence[LeftOut] = (),
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Precision | Literal["auto"] = "auto",
 ) -> LatentStore:
     """Write μ and σ of whole volumes to a folder, and open it. Every process of the run calls this.
 
@@ -54,7 +50,8 @@ def encode_volumes(
     while other threads encode other volumes. So the bits of a latent depend on the volume, the autoencoder and the kind
     of machine, not on how many processes or threads there are. Shards are dealt to the processes. Those that an earlier
     call left behind are checked and kept; what is missing or damaged is encoded. The folder's bytes are those of a call
-    that was never stopped.
+    that was never stopped. The manifest's columns stand in the index alone: where others have come, it is written
+    anew, and nothing is encoded again.
 
     Args:
         autoencoder: is moved to the device and set to evaluation mode.
@@ -65,7 +62,8 @@ def encode_volumes(
         runtime: the processes.
         data: a sentence on what the volumes are, for the `LatentSpace`.
         left_out: volumes that cannot be used, to be named in the index.
-        precision: of the encoder: float32, or bfloat16 by autocast.
+        precision: of the encoder: float32, or bfloat16 by autocast; "auto" is that of the latents that are there, else
+            bfloat16 on CUDA and float32 on the CPU.
 
     Raises:
         InputError: `grid` does not suit the autoencoder; `out` holds other files, or latents of another autoencoder,
@@ -81,10 +79,13 @@ def encode_volumes(
         raise ValueError("training is empty, or an index stands twice in training and validation")
     of_training = set(training)
     runtime.place(autoencoder).eval()
+    usual: Precision = "bf16" if runtime.device.type == "cuda" else "fp32"
+    arithmetic = runtime.on_main(lambda: kept_precision(out) or usual) if precision == "auto" else precision
     plan = Plan(
         out,
-        {"encoder": encoder_fingerprint(autoencoder), "grid": list(grid), "precision": precision},
+        {"encoder": encoder_fingerprint(autoencoder), "grid": list(grid), "precision": arithmetic},
         [planned_row(volumes.records[index], "training" if index in of_training else "validation") for index in chosen],
+        [volumes.records[index].columns for index in chosen],
     )
     runtime.on_main(lambda: plan.prepare_folder(autoencoder))
     if not all(runtime.gather(out.is_dir())):
@@ -94,11 +95,11 @@ def encode_volumes(
         return load_volume(volumes, chosen[place], grid)
 
     def encode(place: int, image: Tensor) -> Encoded:
-        with torch.no_grad(), torch.autocast(runtime.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.no_grad(), torch.autocast(runtime.device.type, torch.bfloat16, enabled=arithmetic == "bf16"):
             mu, log_variance = autoencoder.encode(image[None].to(runtime.device))
         return _in_16_bits(mu[0], log_variance[0], volumes.records[chosen[place]])
 
-    _fill(plan, runtime, load, encode)
+    _fill(plan, runtime, load, encode, at_once=volumes_at_once(runtime, autoencoder.config, grid))
     frame, _ = commonest_frame([volumes.records[index] for index in sorted(training)])
 
     def finish() -> None:
@@ -109,63 +110,29 @@ def encode_volumes(
 
 
 def _fill(
-    plan: Plan, runtime: Runtime, load: Callable[[int], Tensor], encode: Callable[[int, Tensor], Encoded]
+    plan: Plan,
+    runtime: Runtime,
+    load: Callable[[int], Tensor],
+    encode: Callable[[int, Tensor], Encoded],
+    *,
+    at_once: int,
 ) -> None:
     """Make and write the shards that are missing, those of this process."""
     missing = plan.pending(runtime)
     mine = missing[runtime.rank :: runtime.world]
     places = [place for number in mine for place in plan.places(number)]
-    threads = _threads(runtime)
+    ahead = encoded_ahead(load, encode, places, threads=at_once, on_cpu=runtime.device.type == "cpu")
     with Progress("Encoding", len(places), visible=runtime.main) as progress:
         if kept := len(plan.numbers) - len(missing):
             progress.say(f"{plan.folder}: {kept} of {len(plan.numbers)} files are there already.")
-        with _same_bits(), contextlib.closing(_ahead(load, encode, places, threads, runtime)) as latents:
+        with _same_bits(), contextlib.closing(ahead) as latents:
             for number in mine:
                 shard = []
                 for latent in itertools.islice(latents, len(plan.places(number))):
                     shard.append(latent)
                     progress.advance()
                 plan.write(number, shard)
-                progress.milestone()
     runtime.gather(None)  # the others' shards are there too
-
-
-def _ahead(
-    load: Callable[[int], Tensor],
-    encode: Callable[[int, Tensor], Encoded],
-    places: Sequence[int],
-    threads: int,
-    runtime: Runtime,
-) -> Generator[Encoded, None, None]:
-    """Latents in order. Threads work ahead: they load for a GPU, which this thread feeds; on the CPU they do it all."""
-    on_cpu = runtime.device.type == "cpu"
-
-    def work(place: int) -> Tensor | Encoded:
-        image = load(place)
-        return encode(place, image) if on_cpu else image
-
-    waiting: deque[tuple[int, Future[Tensor | Encoded]]] = deque()
-    remaining = iter(places)
-    pool = ThreadPoolExecutor(threads)
-    try:
-        while True:
-            for place in itertools.islice(remaining, 2 * threads - len(waiting)):
-                waiting.append((place, pool.submit(work, place)))
-            if not waiting:
-                return
-            place, future = waiting.popleft()
-            done = future.result()
-            yield done if isinstance(done, Encoded) else encode(place, done)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _threads(runtime: Runtime) -> int:
-    """How many volumes to work on side by side: on the CPU as many as torch would use threads for one."""
-    if runtime.device.type == "cpu":
-        return min(MOST_AT_ONCE, torch.get_num_threads())
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MOST_AT_ONCE, processors // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 @contextlib.contextmanager
@@ -237,7 +204,10 @@ def _write_index(
         noise=math.sqrt(math.fsum(row["noise"] for row in training) / len(training)),
         data=data,
     )
-    records = [LatentRecord(row["subject"], row["source"], row["split"], row["columns"]) for row in rows]
+    records = [
+        LatentRecord(row["subject"], row["source"], row["split"], dict(columns))
+        for row, columns in zip(rows, plan.columns, strict=True)
+    ]
     store = LatentStore(plan.folder, space, records, [row["crc32"] for row in rows], moments, left_out)
     try:
         write_index(store)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from decovae.data.volumes import VolumeRecord
 from decovae.errors import InputError
-from decovae.generation.latents import AUTOENCODER, INDEX, Split
+from decovae.generation.latents import INDEX, Split
 from decovae.generation.shards import (
     SHARD,
     ShardHeader,
@@ -25,7 +25,7 @@ from decovae.generation.shards import (
 )
 from decovae.losses.moments import channel_moments
 from decovae.models.autoencoder import Autoencoder
-from decovae.models.weights import encoder_fingerprint, load_autoencoder, save_autoencoder
+from decovae.models.weights import WEIGHTS_FILE, encoder_fingerprint, load_autoencoder, save_autoencoder
 from decovae.runtime import Runtime
 
 ADVICE = "give another folder, or remove this one"
@@ -48,12 +48,11 @@ class Encoded:
 
 
 def planned_row(record: VolumeRecord, split: Split) -> dict[str, Any]:
-    """What is known of a latent before it is made, in JSON's types; tells when a volume has changed."""
+    """What a latent depends on, in JSON's types; tells when a volume has changed."""
     return {
         "subject": record.subject,
         "source": record.source,
         "split": split,
-        "columns": dict(record.columns),
         "volume": {
             "shape": list(record.shape),
             "low": record.low,
@@ -71,11 +70,13 @@ class Plan:
         folder: where they go.
         settings: what they are made with, in JSON's types.
         rows: a `planned_row` each latent.
+        columns: of the manifest, for each latent; nothing in the shards depends on them.
     """
 
     folder: Path
     settings: dict[str, Any]
     rows: Sequence[dict[str, Any]]
+    columns: Sequence[Mapping[str, str]]
 
     @property
     def numbers(self) -> range:
@@ -92,13 +93,13 @@ class Plan:
         Raises:
             InputError: the folder holds other files or another autoencoder, or cannot be written.
         """
-        path = self.folder / AUTOENCODER
+        path = self.folder / WEIGHTS_FILE
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for entry in sorted(self.folder.iterdir()):
                 if entry.name.startswith(".") and entry.suffix == ".partial":
                     entry.unlink()
-                elif entry.name not in (AUTOENCODER, INDEX) and not entry.match("latents-*.safetensors"):
+                elif entry.name not in (WEIGHTS_FILE, INDEX) and not entry.match("latents-*.safetensors"):
                     raise InputError(f"{self.folder}: holds other files than latents, {entry.name} for one; {ADVICE}.")
             if path.exists():
                 self._compare(path, autoencoder)

@@ -17,9 +17,10 @@ from decovae.generation.flow_matching import TimeSchedule
 from decovae.generation.latent_space import LatentSpace
 from decovae.models.conditions import Condition, condition_from_dict
 from decovae.models.flow_unet import FlowUNet, FlowUNetConfig
+from decovae.models.weights import WEIGHTS_FILE
 
-FLOW, AUTOENCODER = "flow.safetensors", "autoencoder.safetensors"
-"""Files of a flow run's folder: the flow, and the autoencoder whose latents it makes."""
+FLOW = "flow.safetensors"
+"""The flow's file in a run's folder, beside that of the autoencoder whose latents it makes."""
 
 _METADATA_KEY = "flow"
 _VERSION = 1
@@ -37,6 +38,8 @@ class FlowDescription:
         trained_on: "mean", μ, or "draws", fresh μ + σ·ε at each step.
         steps: of training.
         seed: of training.
+        condition_dropout: how often training left a row of conditions out, which guidance needs; files from before
+            that was noted have 0.
     """
 
     space: LatentSpace
@@ -46,6 +49,7 @@ class FlowDescription:
     trained_on: Literal["mean", "draws"]
     steps: int
     seed: int
+    condition_dropout: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """The description in JSON's types."""
@@ -58,6 +62,7 @@ class FlowDescription:
             "trained_on": self.trained_on,
             "steps": self.steps,
             "seed": self.seed,
+            "condition_dropout": self.condition_dropout,
         }
 
     @classmethod
@@ -80,6 +85,7 @@ class FlowDescription:
             trained_on=entry["trained_on"],
             steps=int(entry["steps"]),
             seed=int(entry["seed"]),
+            condition_dropout=float(entry.get("condition_dropout", 0.0)),
         )
 
 
@@ -150,7 +156,7 @@ def open_flow_run(folder: Path) -> FlowRun:
     advice = "give the folder of a finished run of train/flow.py"
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; {advice}.")
-    run = FlowRun(folder, folder / FLOW, folder / AUTOENCODER)
+    run = FlowRun(folder, folder / FLOW, folder / WEIGHTS_FILE)
     if not (folder / "config.yaml").is_file():
         raise InputError(f"{folder}: holds no run (no config.yaml); {advice}.")
     if not (folder / "summary.json").is_file():

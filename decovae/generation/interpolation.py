@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from decovae.data.frame import Frame
+from decovae.data.volumes import times
 from decovae.errors import InputError
 from decovae.files import write_atomically
 from decovae.generation.contact_sheet import montage
@@ -77,8 +78,8 @@ def encoded_subject(store: LatentStore, space: LatentSpace, subject: str) -> Ten
         )
     if (store.space.channels, store.space.shape) != (space.channels, space.shape):
         raise InputError(
-            f"--latents {store.folder}: have {store.space.channels} channels of {store.space.shape} voxels, the flow's "
-            f"{space.channels} of {space.shape}; give those that the flow was trained on."
+            f"--latents {store.folder}: have {store.space.channels} channels of {times(store.space.shape)} voxels, "
+            f"the flow's {space.channels} of {times(space.shape)}; give those that the flow was trained on."
         )
     subjects = [record.subject for record in store.records]
     if subject not in subjects:

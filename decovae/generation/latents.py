@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -19,16 +19,17 @@ from decovae.data.volumes import LeftOut
 from decovae.errors import InputError
 from decovae.files import write_atomically
 from decovae.generation.latent_space import LatentSpace
-from decovae.generation.shards import SHARD, found_shards, read_row, shard_path
+from decovae.generation.shards import SHARD, found_shards, read_header, read_row, shard_path
 from decovae.losses.moments import ChannelMoments
+from decovae.models.weights import WEIGHTS_FILE
 
 VERSION = 1
 """Of the folder's format."""
 
 INDEX = "index.json"
-AUTOENCODER = "autoencoder.safetensors"
 
 Split = Literal["training", "validation"]
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,19 @@ class LatentStore:
     @property
     def autoencoder_path(self) -> Path:
         """The autoencoder that made the latents; `decovae.load_autoencoder` reads it."""
-        return self.folder / AUTOENCODER
+        return self.folder / WEIGHTS_FILE
+
+    @property
+    def precision(self) -> Precision:
+        """Of the encoder when it made the latents: float32, or bfloat16 by autocast.
+
+        Raises:
+            InputError: no shard can be read any more.
+        """
+        precision = kept_precision(self.folder)
+        if precision is None:
+            raise InputError(f"{self.folder}: no file of latents can be read: run decovae encode again.")
+        return precision
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """μ and σ of latent `index`, each `(C, d, h, w)`, float32, on the CPU; not standardised.
@@ -93,6 +106,18 @@ class LatentStore:
                 "remove the file and run decovae encode again."
             )
         return mu.float(), sigma.float()
+
+
+def kept_precision(folder: Path) -> Precision | None:
+    """The precision of the latents in a folder, finished or not; None where there are none that can be read."""
+    for number in found_shards(folder):
+        try:
+            found = read_header(shard_path(folder, number)).settings.get("precision")
+        except InputError:
+            continue
+        if found in get_args(Precision):
+            return cast(Precision, found)
+    return None
 
 
 def write_index(store: LatentStore) -> None:

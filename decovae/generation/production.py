@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from decovae.data.volumes import Shape
 from decovae.errors import RunError
 from decovae.generation.sampling import Sampler
-from decovae.generation.threads import one_thread
+from decovae.generation.threads import fitting, one_thread
+from decovae.models.autoencoder import AutoencoderConfig
 
-MOST_SIDE_BY_SIDE = 8
-"""Samples that CPU cores work on at once unless told otherwise: each takes memory for a volume's features."""
+FEATURES_A_VOLUME = 5
+"""Times the widest features on the full grid that decoding takes at its peak: 3.6 to 4.2 measured, 80³ to 112³."""
 
 WRITERS = 2
 """Threads that compress and write volumes while the GPU makes the next ones."""
@@ -40,9 +43,24 @@ class Task:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def usual_batch(device: torch.device) -> int:
-    """Samples to make at once: 1 on a GPU; on the CPU as many as torch would use threads for one, at most 8."""
-    return min(torch.get_num_threads(), MOST_SIDE_BY_SIDE) if device.type == "cpu" else 1
+def decoding_bytes(config: AutoencoderConfig, grid: Shape) -> int:
+    """About what decoding a volume on the CPU takes at its peak, in float32 and without the network.
+
+    The widest features on the full grid are those of the second level, which the last upsampling leaves there.
+    """
+    return FEATURES_A_VOLUME * math.prod(grid) * max(config.channels[:2]) * torch.float32.itemsize
+
+
+def usual_batch(device: torch.device, volume_bytes: int) -> int:
+    """Samples to make at once: 1 on a GPU; on the CPU as many as torch would use threads for one, if memory has room.
+
+    Args:
+        device: of the sampler.
+        volume_bytes: memory that one sample needs, see `decoding_bytes`.
+    """
+    if device.type != "cpu":
+        return 1
+    return min(torch.get_num_threads(), fitting(volume_bytes))
 
 
 def produce(

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import threading
+from time import monotonic
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+LINES = 10
+"""Lines about the whole of the work where there is no terminal, if it is quick."""
+
+LONGEST_SILENCE = 30.0
+"""Seconds after which the next piece is worth a line of its own."""
+
 
 class Progress:
-    """A bar over `total` pieces of work; silent where not `visible`. A context manager.
+    """A bar over `total` pieces of work; silent where not `visible`. A context manager, for any number of threads.
+
+    Without a terminal `advance` prints a line at every tenth of the work, and after half a minute without one; leaving
+    prints where the work ended, if that was not said.
 
     Args:
         title: what is being done, one or two words.
@@ -31,6 +42,8 @@ class Progress:
         )
         self._title, self._total, self._done = title, total, 0
         self._task = self._bar.add_task(title, total=total)
+        self._lock = threading.RLock()
+        self._said, self._when = 0, monotonic()
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -40,16 +53,23 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+        self.milestone()
 
     def advance(self) -> None:
         """One more piece is done."""
-        self._done += 1
-        self._bar.advance(self._task)
+        with self._lock:
+            self._done += 1
+            self._bar.advance(self._task)
+            tenths = LINES * self._done // self._total - LINES * self._said // self._total
+            if tenths > 0 or monotonic() - self._when >= LONGEST_SILENCE:
+                self.milestone()
 
     def milestone(self) -> None:
-        """Print a line on where the work stands, unless there is a bar that shows it."""
-        if not self._console.is_terminal:
-            self.say(f"{self._title}: {self._done} of {self._total}")
+        """Print a line on where the work stands, unless that was said before, or there is a bar that shows it."""
+        with self._lock:
+            if self._done > self._said and not self._console.is_terminal:
+                self.say(f"{self._title}: {self._done} of {self._total}")
+                self._said, self._when = self._done, monotonic()
 
     def say(self, line: str) -> None:
         """Print a line, above the bar if there is one."""

@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from decovae.data.volumes import Shape
+from decovae.data.volumes import Shape, times
 from decovae.errors import InputError
 from decovae.generation.conditioning import guided_velocity
 from decovae.generation.flow_file import FlowDescription
-from decovae.generation.solvers import evaluations, integrate
+from decovae.generation.solvers import TOLERANCE, evaluations, integrate
 from decovae.generation.threads import one_thread
 from decovae.models.autoencoder import Autoencoder
 from decovae.models.flow_unet import FlowUNet
 from decovae.models.weights import encoder_fingerprint
+from decovae_kernels import norm_conv
 
 Precision = Literal["fp32", "bf16"]
 
@@ -58,7 +59,7 @@ def check_decoder(autoencoder: Autoencoder, description: FlowDescription, name: 
     grid = tuple(config.compression * size for size in space.shape)
     if grid != space.grid:
         raise InputError(
-            f"{name}: decodes the flow's latents to a grid of {_times(grid)} voxels, not {_times(space.grid)}; "
+            f"{name}: decodes the flow's latents to a grid of {times(grid)} voxels, not {times(space.grid)}; "
             "give the autoencoder that the flow was trained on."
         )
     fingerprint = encoder_fingerprint(autoencoder)
@@ -85,7 +86,8 @@ class Sampler:
         steps: of the solver; dopri5 takes as many as its tolerance needs.
         tolerance: of dopri5.
         guidance: weight of classifier-free guidance; 1 follows the condition as trained.
-        precision: of the networks: "bf16" is autocast.
+        precision: of the networks: "bf16" is autocast, except in the decoder's last norm and convolution: these are
+            in float32, because an image rounded to bfloat16 would have steps of 1/256 below 1, and 1/128 above.
         compile: compile the flow, on a GPU with CUDA graphs; it then sees batches of one size only, filled up.
 
     Raises:
@@ -102,7 +104,7 @@ class Sampler:
         device: torch.device | str = "cpu",
         solver: str = "euler",
         steps: int = 30,
-        tolerance: float = 1e-3,
+        tolerance: float = TOLERANCE,
         guidance: float = 1.0,
         precision: Precision = "fp32",
         compile: bool = False,
@@ -152,8 +154,11 @@ class Sampler:
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
         """The image of a latent (C, d, h, w): (1, D, H, W), float32, on the CPU."""
+        batch = latent[None].to(self.device)
         with self._bits(), self._autocast():
-            return self.autoencoder.decode(latent[None].to(self.device))[0].float().cpu()
+            half = self.precision == "bf16"
+            image = _decode_smoothly(self.autoencoder, batch) if half else self.autoencoder.decode(batch)
+        return image[0].float().cpu()
 
     @torch.no_grad()
     def _solved(self, start: Tensor, condition: Tensor | None, times: Tensor) -> Tensor:
@@ -192,5 +197,14 @@ class Sampler:
             yield
 
 
-def _times(sizes: tuple[int, ...]) -> str:
-    return "×".join(map(str, sizes))
+def _decode_smoothly(autoencoder: Autoencoder, latent: Tensor) -> Tensor:
+    """What `autoencoder.decode` returns under autocast, but for the last norm and convolution, which are in float32."""
+    *blocks, norm, last = autoencoder.decoder.blocks
+    features: Tensor = autoencoder.post_quant_conv(latent)
+    for block in blocks:
+        features = block(features)
+    with torch.autocast(features.device.type, enabled=False):
+        norm, convolution = cast(nn.GroupNorm, norm), cast(nn.Conv3d, last.get_submodule("conv.conv"))
+        affine = norm.weight, norm.bias, norm.num_groups, norm.eps
+        image, _ = norm_conv(features.float(), *affine, convolution.weight, convolution.bias, silu=False)
+    return image

@@ -16,6 +16,9 @@ from decovae.errors import InputError
 from decovae.files import load_tensors, write_atomically
 from decovae.models.autoencoder import Autoencoder, AutoencoderConfig
 
+WEIGHTS_FILE = "autoencoder.safetensors"
+"""The autoencoder's file in whatever folder holds one: a run's, or one of latents."""
+
 _ANCHOR = "encoder.blocks.0.conv.conv.weight"
 _METADATA_KEY = "autoencoder"
 _ENCODER = ("encoder.", "quant_conv_mu.", "quant_conv_log_sigma.")
@@ -58,9 +61,9 @@ def load_autoencoder(path: str | Path) -> Autoencoder:
     """
     path = Path(path)
     if path.is_dir():
-        path = path / "autoencoder.safetensors"
+        path = path / WEIGHTS_FILE
     if not path.is_file():
-        raise InputError(f"{path}: no such weights file; give an autoencoder.safetensors or a .pt of MAISI weights.")
+        raise InputError(f"{path}: no such weights file; give an {WEIGHTS_FILE} or a .pt of MAISI weights.")
     state, config = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), None)
     try:
         model = Autoencoder(config or infer_config(state))

@@ -170,8 +170,8 @@ class DecoderConfig(AdversarialConfig):
 
     @property
     def name(self) -> str:
-        """For example decoder-vae-quickstart-vad-seed42."""
-        return f"decoder-{self.vae.resolve().name if self.vae else self.preset}"
+        """For example decoder-vae-quickstart-vad-seed42-seed42: the autoencoder's run, and this one's seed."""
+        return f"decoder-{self.vae.name if self.vae else self.preset}-seed{self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,16 +208,18 @@ class FlowConfig(RunConfig):
     time_scale: float = 1.4
     """Shift of training and sampling times towards noise, times that of the resolution (MONAI's timestep transform)."""
     conditions: tuple[str, ...] = ()
-    """Columns of the data's manifest, numbers or categories, to generate for, for example age sex."""
+    """Columns of the data's manifest to generate for, for example age sex: numbers, or categories where most values are
+    none; codes that look like numbers are written sex:category."""
     condition_dropout: float = 0.1
-    """Share of the samples that are trained without their conditions, for guidance."""
+    """Share of the samples that are trained without their conditions, for guidance, and of single conditions that are
+    left out of the others."""
     preview: PreviewConfig = field(default_factory=PreviewConfig)
 
     @property
     def name(self) -> str:
-        """For example flow-vae-quickstart-vad-seed42."""
-        source = self.vae or (self.latents.resolve().parent if self.latents else None)
-        return f"flow-{source.resolve().name if source else self.preset}"
+        """For example flow-decoder-draws-seed42: the autoencoder's run, what it is trained on, and this one's seed."""
+        source = self.vae or (self.latents.parent if self.latents else None)
+        return f"flow-{source.name if source else self.preset}-{self.train_on}-seed{self.seed}"
 
 
 TrainingConfig = VAEConfig | DecoderConfig | FlowConfig

@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from decovae.generation.flow_file import sha256
 from decovae.losses.latent_head import Latent
 from decovae.losses.moments import ChannelMoments, channel_moments
 from decovae.losses.objective import VAEObjective
 from decovae.models.autoencoder import Autoencoder
 from decovae.models.fuse import fuse, unfuse
-from decovae.models.weights import encoder_fingerprint, load_autoencoder, save_autoencoder
+from decovae.models.weights import WEIGHTS_FILE, encoder_fingerprint, load_autoencoder, save_autoencoder
 from decovae.runtime import Runtime
 from decovae.training.adversarial import AdversarialNetworks
 from decovae.training.checks import check_compression
 from decovae.training.config import DecoderConfig
-from decovae.training.finished import WEIGHTS, open_vae
+from decovae.training.finished import open_vae
 from decovae.training.parallel import compiles, prepare_module
 from decovae.training.stage import Batch
 from decovae.training.summary import reconstruction_summary
@@ -104,7 +105,11 @@ class DecoderStage(DecoderNetworks):
         self.source = source
         self.patches = Patches(config, runtime)
         self.fingerprint = encoder_fingerprint(autoencoder)
+        self.inputs = {"autoencoder": sha256(source.weights)}
         super().__init__(config, runtime, VAEObjective(config.loss, deco="none"), autoencoder)
+
+    def begin(self, folder: Path) -> None:
+        """Nothing has to be there before training."""
 
     def batches(self, position: int, *, steps: int) -> Iterable[Batch]:
         """This process's patches, from a position in the order of samples on."""
@@ -125,7 +130,7 @@ class DecoderStage(DecoderNetworks):
         """``autoencoder.safetensors``: the encoder as it was, and the tuned decoder."""
         whole = load_autoencoder(self.source.weights)
         whole.load_state_dict({**whole.state_dict(), **weights})
-        save_autoencoder(whole.state_dict(), whole.config, folder / WEIGHTS)
+        save_autoencoder(whole.state_dict(), whole.config, folder / WEIGHTS_FILE)
 
     def summary(self, validations: list[dict[str, Any]]) -> dict[str, Any]:
         """The last validation, and what was tuned."""

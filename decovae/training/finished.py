@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from decovae.errors import InputError
+from decovae.models.weights import WEIGHTS_FILE
 from decovae.training.config import AdversarialConfig
 from decovae.training.config_file import read_config
 from decovae.training.run_folder import read_summary
-
-WEIGHTS = "autoencoder.safetensors"
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,8 @@ def open_vae(folder: Path | None, *, option: str = "--vae") -> FinishedVAE:
         ) from None
     if not isinstance(config, AdversarialConfig):
         raise InputError(f"{option} {folder}: is the run of a {config.stage}; give that of an autoencoder.")
-    if read_summary(folder) is None or not (folder / WEIGHTS).is_file():
+    if read_summary(folder) is None or not (folder / WEIGHTS_FILE).is_file():
         raise InputError(
             f"{option} {folder}: is not finished; run the command that began it again with --out {folder}."
         )
-    return FinishedVAE(folder, config, folder / WEIGHTS)
+    return FinishedVAE(folder, config, folder / WEIGHTS_FILE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -20,7 +22,7 @@ from decovae.errors import InputError
 from decovae.files import write_atomically
 from decovae.generation.conditioning import drop_conditions, encode_conditions, fit_conditions
 from decovae.generation.contact_sheet import save_contact_sheet
-from decovae.generation.flow_file import FlowDescription, save_flow
+from decovae.generation.flow_file import FLOW, FlowDescription, save_flow, sha256
 from decovae.generation.flow_matching import TimeSchedule, flow_matching_loss
 from decovae.generation.latent_space import LatentSpace
 from decovae.generation.latents import LatentStore
@@ -28,10 +30,9 @@ from decovae.generation.sampling import sample_noise
 from decovae.generation.solvers import integrate
 from decovae.losses.objective import Loss
 from decovae.models.flow_unet import FlowUNet
-from decovae.models.weights import load_autoencoder
+from decovae.models.weights import WEIGHTS_FILE, load_autoencoder
 from decovae.runtime import Runtime
 from decovae.training.config import FlowConfig
-from decovae.training.finished import WEIGHTS
 from decovae.training.latents import latents_and_decoder
 from decovae.training.parallel import compiles, prepare_module
 from decovae.training.sampling import Batches
@@ -59,11 +60,11 @@ class LatentDataset(Dataset[LatentSample]):
 
     def __init__(self, store: LatentStore, conditions: Tensor, *, seed: int) -> None:
         self.store, self.conditions, self.seed = store, conditions, seed
+        self.rows = store.training
 
     def __getitem__(self, position: int) -> LatentSample:
         """The sample at `position`, at least 0; pure, so equal in every process."""
-        rows = self.store.training
-        row = rows[visited(position, len(rows), seed=self.seed)]
+        row = self.rows[visited(position, len(self.rows), seed=self.seed)]
         mean, sigma = self.store.read(row)
         subject = self.store.records[row].subject
         return {"mean": mean, "sigma": sigma, "condition": self.conditions[row], "subject": subject}
@@ -88,8 +89,9 @@ class FlowStage:
         if not self.store.validation:
             raise InputError(f"{self.store.folder}: holds no validation subjects; encode some.")
         columns = [{"subject": record.subject, **record.columns} for record in self.store.records]
-        self.conditions = fit_conditions(config.conditions, [columns[row] for row in self.store.training])
+        self.conditions = runtime.on_main(lambda: fit_conditions(config.conditions, columns, self.store.training))
         self.condition_rows = torch.stack([encode_conditions(self.conditions, row) for row in columns])
+        self.inputs = {"latents": self._identity(), "autoencoder": sha256(self.weights)}
         self.schedule = TimeSchedule(scale=config.time_scale)
         self.voxels = math.prod(space.shape)
         torch.manual_seed(config.seed)
@@ -99,6 +101,17 @@ class FlowStage:
         self.learning_rates = {"flow": config.optimizer.learning_rate}
         decodes = runtime.main and config.preview.samples > 0
         self.autoencoder = runtime.place(load_autoencoder(self.weights)) if decodes else None
+
+    def _identity(self) -> str:
+        """A hash of all that a training sample depends on."""
+        store = self.store
+        rows = [(crc, record.split) for crc, record in zip(store.checksums, store.records, strict=True)]
+        content = [store.space.as_dict(), rows, self.condition_rows.tolist()]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def begin(self, folder: Path) -> None:
+        """Keep the autoencoder: its run may move or be tuned before this one ends."""
+        write_atomically(folder / WEIGHTS_FILE, lambda file: file.write(self.weights.read_bytes()))
 
     def batches(self, position: int, *, steps: int) -> Iterable[Batch]:
         """This process's latents, from a position in the order of samples on."""
@@ -197,7 +210,7 @@ class FlowStage:
             save_contact_sheet(volumes, picture, frame=space.frame.on_grid(space.grid), title=f"step {step}")
 
     def export(self, weights: dict[str, Tensor], folder: Path) -> None:
-        """``flow.safetensors``, and ``autoencoder.safetensors`` that turns its latents into volumes."""
+        """``flow.safetensors``, beside the ``autoencoder.safetensors`` that turns its latents into volumes."""
         config = self.config
         description = FlowDescription(
             space=self.space,
@@ -207,9 +220,9 @@ class FlowStage:
             trained_on=config.train_on,
             steps=config.steps,
             seed=config.seed,
+            condition_dropout=config.condition_dropout if self.conditions else 0.0,
         )
-        save_flow(weights, description, folder / "flow.safetensors")
-        write_atomically(folder / WEIGHTS, lambda file: file.write(self.weights.read_bytes()))
+        save_flow(weights, description, folder / FLOW)
 
     def summary(self, validations: list[dict[str, Any]]) -> dict[str, Any]:
         """The last validation's losses, the first one's, and whose latents they were."""

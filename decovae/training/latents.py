@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from decovae.data.volumes import times
 from decovae.errors import InputError
+from decovae.generation.conditioning import fit_conditions
 from decovae.generation.encoding import encode_volumes
 from decovae.generation.latents import LatentStore, open_latents
 from decovae.models.weights import encoder_fingerprint, load_autoencoder
 from decovae.runtime import Runtime
-from decovae.training.config import DecoderConfig, FlowConfig
+from decovae.training.config import DataConfig, DecoderConfig, FlowConfig
 from decovae.training.finished import FinishedVAE, open_vae
 from decovae.training.volumes import describe, open_volumes, split
 
@@ -17,56 +20,81 @@ from decovae.training.volumes import describe, open_volumes, split
 def latents_and_decoder(config: FlowConfig, runtime: Runtime) -> tuple[LatentStore, Path]:
     """The latents that ``--latents`` and ``--vae`` stand for, and the weights of the autoencoder that decodes them.
 
-    Without ``--latents`` they are the run's own, or those of the run whose decoder it tuned; where there are none, the
-    run's volumes are encoded into its folder, by all processes.
+    Without ``--latents`` they are the run's own, or those of the run whose decoder it tuned on the same data; where
+    there are none, the run's volumes are encoded into its folder, by all processes.
 
     Raises:
-        InputError: if a run is not finished, latents are damaged or unfinished, or of another encoder.
+        InputError: if a run is not finished, latents are damaged or unfinished, of another encoder or of another grid,
+            or a condition is no column of the volumes that would have to be encoded.
     """
+    if config.vae is None and config.latents is None:
+        raise InputError("--vae: give the folder of a finished autoencoder run, or --latents with encoded latents.")
     source = None if config.vae is None else runtime.on_main(lambda: open_vae(config.vae))
-    if config.latents is not None:
-        folder = config.latents
-        store = runtime.on_main(lambda: open_latents(folder))
-        if source is None:
-            return store, store.autoencoder_path
-    else:
-        if source is None:
-            raise InputError("--vae: give the folder of a finished autoencoder run, or --latents with encoded latents.")
-        store = _own_latents(source, runtime)
-    fingerprint = encoder_fingerprint(load_autoencoder(source.weights))
+    folder = config.latents
+    if folder is None and source is not None:
+        folder = runtime.on_main(lambda: _existing(source)) or _encoded(source, config, runtime)
+    assert folder is not None
+    runtime.on_main(lambda: _check(folder, source))
+    store = open_latents(folder)
+    return store, store.autoencoder_path if source is None else source.weights
+
+
+def _check(folder: Path, source: FinishedVAE | None) -> None:
+    store = open_latents(folder)
+    weights, owner = (store.autoencoder_path, folder) if source is None else (source.weights, source.folder)
+    fingerprint = encoder_fingerprint(load_autoencoder(weights))
     if store.space.encoder != fingerprint:
         raise InputError(
-            f"--latents {store.folder}: were made by another encoder ({store.space.encoder[:12]}) than that of --vae "
-            f"{source.folder} ({fingerprint[:12]}); give the run that they were encoded with, or encode anew."
+            f"{folder}: its latents were made by another encoder ({store.space.encoder[:12]}) than that of "
+            f"{owner} ({fingerprint[:12]}); give the run that they were encoded with, or encode anew."
         )
-    return store, source.weights
+    if source is not None and store.space.grid != source.config.data.grid:
+        raise InputError(
+            f"{folder}: its latents are of volumes of {times(store.space.grid)} voxels, and {owner} was trained on "
+            f"{times(source.config.data.grid)}; encode anew, or give --latents without --vae."
+        )
 
 
-def _own_latents(source: FinishedVAE, runtime: Runtime) -> LatentStore:
-    folder = runtime.on_main(lambda: _existing(source))
-    if folder is not None:
-        return runtime.on_main(lambda: open_latents(folder))
-    data = source.config.data
+def _encoded(source: FinishedVAE, config: FlowConfig, runtime: Runtime) -> Path:
+    data, out = source.config.data, source.folder / "latents"
     runtime.fill_caches(lambda: open_volumes(data))
     volumes = open_volumes(data)
     training, validation = split(volumes, data)
-    return encode_volumes(
+    # Before hours of encoding, not after them.
+    rows = [{"subject": record.subject, **record.columns} for record in volumes.records]
+    runtime.on_main(lambda: fit_conditions(config.conditions, rows, training))
+    encode_volumes(
         load_autoencoder(source.weights),
         volumes,
         training=training,
         validation=validation,
         grid=data.grid,
-        out=source.folder / "latents",
+        out=out,
         runtime=runtime,
         data=describe(data),
     )
+    return out
 
 
 def _existing(source: FinishedVAE) -> Path | None:
-    """The run's finished latents, or those of the run whose decoder it tuned: the encoder is the same."""
-    config = source.config
-    before = config.vae if isinstance(config, DecoderConfig) else None
-    for folder in (source.folder, before):
-        if folder is not None and (folder / "latents" / "index.json").is_file():
-            return folder / "latents"
+    """The run's finished latents, or those of the runs before it that had the same volumes: their encoder is its."""
+    for run in _line(source):
+        if (run.folder / "latents" / "index.json").is_file() and _same_volumes(run.config.data, source.config.data):
+            return run.folder / "latents"
     return None
+
+
+def _line(run: FinishedVAE) -> Iterator[FinishedVAE]:
+    """A run, the run whose decoder it tuned, and so on, as far as they are still there."""
+    yield run
+    while isinstance(run.config, DecoderConfig) and run.config.vae is not None and run.config.vae.is_dir():
+        run = open_vae(run.config.vae)
+        yield run
+
+
+def _same_volumes(first: DataConfig, second: DataConfig) -> bool:
+    def volumes(data: DataConfig) -> tuple[object, ...]:
+        cohort = (data.cohort_size, data.cohort_shape) if data.root is None else ()
+        return data.root, data.grid, data.seed, data.validation_fraction, data.validation_limit, *cohort
+
+    return volumes(first) == volumes(second)

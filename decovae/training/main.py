@@ -15,7 +15,7 @@ from decovae.training.config import AdversarialConfig, DecoderConfig, FlowConfig
 from decovae.training.finished import open_vae
 from decovae.training.interruption import Interrupted
 from decovae.training.presets import DECODER_PRESETS, FLOW_PRESETS, VAE_PRESETS
-from decovae.training.run_folder import check_folder, create_folder, read_summary
+from decovae.training.run_folder import check_folder, check_inputs, create_folder, read_summary
 from decovae.training.stage import Stage
 
 
@@ -63,7 +63,7 @@ def _source(arguments: Sequence[str]) -> AdversarialConfig | None:
 
 def _command(configure: Callable[[], TrainingConfig]) -> int:
     try:
-        config = configure()
+        config = resolved(configure())
         check(config)
         with start_runtime(config.device) as runtime:
             return _run(config, runtime)
@@ -73,6 +73,18 @@ def _command(configure: Callable[[], TrainingConfig]) -> int:
         return fail(error, 1)
     except KeyboardInterrupt:  # before training, or for the second time
         return fail(RunError("stopped at once; a run that had begun continues from its last checkpoint."), 130)
+
+
+def resolved(config: TrainingConfig) -> TrainingConfig:
+    """The same with absolute paths to its data, which a run's folder keeps for steps that may start elsewhere."""
+
+    def absolute(path: Path | None) -> Path | None:
+        return None if path is None else path.resolve()
+
+    if isinstance(config, FlowConfig):
+        return replace(config, vae=absolute(config.vae), latents=absolute(config.latents))
+    config = replace(config, data=replace(config.data, root=absolute(config.data.root)))
+    return replace(config, vae=absolute(config.vae)) if isinstance(config, DecoderConfig) else config
 
 
 def _run(config: TrainingConfig, runtime: Runtime) -> int:
@@ -91,6 +103,8 @@ def _run(config: TrainingConfig, runtime: Runtime) -> int:
     runtime.on_main(lambda: create_folder(folder, config))
     if not all(runtime.gather(folder.is_dir())):
         raise InputError(f"--out {folder}: not every node sees it; give a folder on storage that all nodes share.")
+    runtime.on_main(lambda: check_inputs(folder, stage.inputs))
+    runtime.on_main(lambda: stage.begin(folder))
     try:
         validations = train(stage, config, runtime, folder)
     except Interrupted as stop:

@@ -29,6 +29,11 @@ HOW_NOT_WHAT = (
 )
 """Options that change how a run is computed or kept, and may differ when it is resumed."""
 
+PATHS = ("data.root", "vae", "latents")
+"""Options that name what a run is given; older runs kept them as they were typed."""
+
+INPUTS = "inputs.json"
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file whole or not at all."""
@@ -53,6 +58,7 @@ def check_folder(folder: Path, config: RunConfig) -> None:
         raise InputError(f"--out {folder}: cannot be read ({error.strerror}); give another folder.") from error
     # What did not exist when the run began had its default.
     before = dict(leaves(as_plain(type(config)()))) | dict(leaves(found))
+    before |= {option: str(Path(before[option]).resolve()) for option in PATHS if before.get(option)}
     after = dict(leaves(as_plain(config)))
     for option in sorted(before.keys() | after.keys(), key=lambda name: (name != "stage", name)):
         if option not in HOW_NOT_WHAT and before.get(option) != after.get(option):
@@ -75,6 +81,32 @@ def create_folder(folder: Path, config: RunConfig) -> None:
             write_text(path, yaml.safe_dump(as_plain(config), sort_keys=False))
     except OSError as error:
         raise InputError(f"--out {folder}: cannot be written ({error.strerror}); give another folder.") from error
+
+
+def check_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
+    """Note what a run is given beside its options, or refuse what is not what it began with.
+
+    Args:
+        folder: the run's.
+        inputs: names and hashes.
+
+    Raises:
+        InputError: naming the input that is another.
+    """
+    path = folder / INPUTS
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        write_text(path, json.dumps(dict(inputs), indent=2) + "\n")
+        return
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); restore it, or give another --out.") from error
+    for name, digest in inputs.items():
+        if before.get(name) != digest:
+            raise InputError(
+                f"--out {folder}: this run began with another {name} than there is now; restore that, or give another "
+                "--out."
+            )
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:

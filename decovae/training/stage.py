@@ -23,6 +23,13 @@ class Stage(Protocol):
     learning_rates: dict[str, float]
     """Peak learning rate of each network."""
 
+    inputs: dict[str, str]
+    """Hashes of what the run is given beside its options, such as latents; it is not resumed with others."""
+
+    def begin(self, folder: Path) -> None:
+        """Put into the run's folder what has to be there before training; one process calls this."""
+        ...
+
     def batches(self, position: int, *, steps: int) -> Iterable[Batch]:
         """This process's batches from a position in the order of samples on, enough for ``steps`` steps."""
         ...

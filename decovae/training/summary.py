@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 import decovae
+from decovae.generation.flow_file import FLOW
 from decovae.losses.perceptual import RANDOM
+from decovae.models.weights import WEIGHTS_FILE
 from decovae.training.config import AdversarialConfig, TrainingConfig
 from decovae.training.run_folder import write_text
 from decovae.training.volumes import describe
@@ -25,7 +27,7 @@ RECONSTRUCTION = {
     "explained_variance": ("explained variance", "{}"),
 }
 
-FLOW = {
+FLOW_LOSSES = {
     "flow_loss": ("flow loss, held-out subjects", "{:.4f}"),
     "flow_loss_training": ("flow loss, training subjects", "{:.4f}"),
     "flow_loss_before_training": ("flow loss before training", "{:.4f}"),
@@ -68,14 +70,14 @@ def print_summary(folder: Path, summary: dict[str, Any]) -> None:
     table = Table(title=title, title_justify="left")
     table.add_column("figure")
     table.add_column("value", justify="right")
-    for name, (label, form) in (FLOW if summary.get("stage") == "flow" else RECONSTRUCTION).items():
+    for name, (label, form) in (FLOW_LOSSES if summary.get("stage") == "flow" else RECONSTRUCTION).items():
         table.add_row(label, _shown(summary[name], form))
     console = Console()
     console.print(table)
     lines = [f"Data: {summary['data']}."]
     if summary.get("perceptual_network") == RANDOM:
         lines.append("The perceptual loss used random features, a proxy for LPIPS.")
-    weights = "flow.safetensors" if summary.get("stage") == "flow" else "autoencoder.safetensors"
+    weights = FLOW if summary.get("stage") == "flow" else WEIGHTS_FILE
     lines += [f"Pictures: {folder / 'previews'}", f"Weights: {folder / weights}"]
     console.print("\n".join(lines), soft_wrap=True, highlight=False)
 

@@ -13,11 +13,10 @@ from decovae.losses.latent_head import Latent
 from decovae.losses.moments import ChannelMoments
 from decovae.losses.objective import VAEObjective
 from decovae.models.autoencoder import Autoencoder
-from decovae.models.weights import save_autoencoder
+from decovae.models.weights import WEIGHTS_FILE, save_autoencoder
 from decovae.runtime import Runtime
 from decovae.training.adversarial import AdversarialNetworks
 from decovae.training.config import VAEConfig
-from decovae.training.finished import WEIGHTS
 from decovae.training.parallel import compiles, prepare_module
 from decovae.training.stage import Batch
 from decovae.training.summary import reconstruction_summary
@@ -63,7 +62,11 @@ class VAEStage(VAENetworks):
     def __init__(self, config: VAEConfig, runtime: Runtime) -> None:
         runtime.fill_caches(lambda: (Patches(config, runtime), VAEObjective(config.loss)))
         self.patches = Patches(config, runtime)
+        self.inputs: dict[str, str] = {}
         super().__init__(config, runtime, VAEObjective(config.loss, deco=config.deco))
+
+    def begin(self, folder: Path) -> None:
+        """Nothing has to be there before training."""
 
     def batches(self, position: int, *, steps: int) -> Iterable[Batch]:
         """This process's patches, from a position in the order of samples on."""
@@ -82,7 +85,7 @@ class VAEStage(VAENetworks):
 
     def export(self, weights: dict[str, Tensor], folder: Path) -> None:
         """``autoencoder.safetensors``."""
-        save_autoencoder(weights, self.config.model, folder / WEIGHTS)
+        save_autoencoder(weights, self.config.model, folder / WEIGHTS_FILE)
 
     def summary(self, validations: list[dict[str, Any]]) -> dict[str, Any]:
         """The last validation, and what was trained."""

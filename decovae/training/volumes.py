@@ -34,8 +34,8 @@ Reconstruct = Callable[[Tensor], tuple[Tensor, ChannelMoments]]
 
 
 def describe(data: DataConfig) -> str:
-    """What the volumes are, for whoever reads a result."""
-    return COHORT if data.root is None else str(data.root)
+    """What the volumes are, for whoever reads a result: their folder's name, for its path is nobody else's business."""
+    return COHORT if data.root is None else data.root.name
 
 
 def open_volumes(data: DataConfig) -> Volumes:

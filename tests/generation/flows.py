@@ -10,14 +10,14 @@ import torch
 from decovae.data.frame import Frame
 from decovae.data.template import cohort_affine
 from decovae.data.volumes import Shape, affine_rows
-from decovae.generation.flow_file import FlowDescription, save_flow
+from decovae.generation.flow_file import FLOW, FlowDescription, save_flow
 from decovae.generation.flow_matching import TimeSchedule
 from decovae.generation.latent_space import LatentSpace
 from decovae.generation.sampling import Sampler
 from decovae.models.autoencoder import Autoencoder, AutoencoderConfig
 from decovae.models.conditions import CategoricalCondition, Condition, ScalarCondition
 from decovae.models.flow_unet import FlowUNet, FlowUNetConfig
-from decovae.models.weights import encoder_fingerprint, save_autoencoder
+from decovae.models.weights import WEIGHTS_FILE, encoder_fingerprint, save_autoencoder
 
 SOURCE: Shape = (18, 22, 20)
 GRID: Shape = (16, 20, 16)
@@ -49,7 +49,7 @@ def tiny_flow(conditions: Sequence[Condition] = (), seed: int = 1) -> FlowUNet:
 
 
 def describe(autoencoder: Autoencoder, conditions: Sequence[Condition] = ()) -> FlowDescription:
-    """Of a flow on this autoencoder's latents."""
+    """Of a flow on this autoencoder's latents, trained with condition dropout where there are conditions."""
     frame = Frame(SOURCE, affine_rows(cohort_affine(SOURCE)))
     space = LatentSpace(
         encoder=encoder_fingerprint(autoencoder),
@@ -62,7 +62,8 @@ def describe(autoencoder: Autoencoder, conditions: Sequence[Condition] = ()) -> 
         noise=0.2,
         data="random numbers",
     )
-    return FlowDescription(space, NETWORK, tuple(conditions), TimeSchedule(), "mean", 100, 42)
+    dropout = 0.1 if conditions else 0.0
+    return FlowDescription(space, NETWORK, tuple(conditions), TimeSchedule(), "mean", 100, 42, dropout)
 
 
 def tiny_sampler(conditions: Sequence[Condition] = (), **options: object) -> Sampler:
@@ -74,13 +75,13 @@ def tiny_sampler(conditions: Sequence[Condition] = (), **options: object) -> Sam
 def write_run(folder: Path, conditions: Sequence[Condition] = ()) -> Path:
     """The folder of a finished flow run."""
     autoencoder = tiny_autoencoder()
-    save_flow(tiny_flow(conditions).state_dict(), describe(autoencoder, conditions), folder / "flow.safetensors")
+    save_flow(tiny_flow(conditions).state_dict(), describe(autoencoder, conditions), folder / FLOW)
     return write_vae(folder, autoencoder, stage="flow")
 
 
 def write_vae(folder: Path, autoencoder: Autoencoder, *, stage: str = "vae") -> Path:
     """The folder of a finished run that holds an autoencoder."""
-    save_autoencoder(autoencoder.state_dict(), autoencoder.config, folder / "autoencoder.safetensors")
+    save_autoencoder(autoencoder.state_dict(), autoencoder.config, folder / WEIGHTS_FILE)
     (folder / "config.yaml").write_text(f"stage: {stage}\n")
     (folder / "summary.json").write_text("{}\n")
     return folder

@@ -106,7 +106,7 @@ def test_a_manifest_with_columns_and_several_frames(
     assert [(record.subject, record.columns) for record in store.records] == [
         (f"s{i}", {"age": str(40 + i)}) for i in range(4)
     ]
-    assert store.space.data == str(manifest)
+    assert store.space.data == "cohort.csv"
     assert store.space.frame.shape == (9, 10, 11)
     training = [store.records[index].subject for index in store.training]
     assert ("differ from the commonest" in capsys.readouterr().out) is ("s2" in training)
@@ -129,6 +129,34 @@ def test_unusable_volumes_stop_it_or_are_left_out(
     store = open_latents(tmp_path / "latents")
     assert [record.subject for record in store.records] == ["s0", "s2", "s3"]
     assert [entry.subject for entry in store.left_out] == ["s1"]
+
+
+def test_volumes_smaller_than_a_patch_are_encoded(run: Path, tmp_path: Path) -> None:
+    for index in range(3):
+        write(tmp_path / "volumes" / f"s{index}.nii", noise((7, 6, 5), seed=index))
+    for name, options in (("all", []), ("usable", ["--leave-out-unusable"])):
+        assert encode(run, "--data.root", str(tmp_path / "volumes"), "--out", str(tmp_path / name), *options) == 0
+        assert len(open_latents(tmp_path / name).records) == 3
+
+
+def test_precision_is_that_of_the_latents_there(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, expected in (((), "fp32"), (("--precision", "fp32"), "fp32")):
+        assert encode(run, *options) == 0
+        assert f"encoded in {expected}." in capsys.readouterr().out
+    assert encode(run, "--precision", "bf16", "--out", str(run / "coarse")) == 0
+    assert encode(run, "--out", str(run / "coarse")) == 0
+    assert "encoded in bf16." in capsys.readouterr().out.splitlines()[-3]
+    assert encode(run, "--out", str(run / "coarse"), "--precision", "fp32") == 2
+
+
+def test_a_column_is_added_later(run: Path, tmp_path: Path) -> None:
+    for index in range(4):
+        write(tmp_path / f"{index}.nii", noise(seed=index))
+    manifest, out = tmp_path / "cohort.csv", tmp_path / "latents"
+    for header, rest in (("path,subject", ""), ("path,subject,sex", ",F")):
+        manifest.write_text(header + "\n" + "".join(f"{i}.nii,s{i}{rest}\n" for i in range(4)))
+        assert encode(run, "--data.root", str(manifest), "--out", str(out)) == 0
+    assert [record.columns for record in open_latents(out).records] == [{"sex": "F"}] * 4
 
 
 def unfinished(run: Path) -> None:

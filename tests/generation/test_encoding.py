@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,10 +21,13 @@ import torch.multiprocessing as multiprocessing
 from decovae.data.patches import load_volume
 from decovae.data.volumes import LeftOut, VolumeRecord
 from decovae.errors import InputError, RunError
+from decovae.generation import threads
 from decovae.generation.encoding import commonest_frame
 from decovae.generation.latents import LatentStore
 from decovae.generation.shards import read_header, shard_path
+from decovae.generation.side_by_side import volume_bytes, volumes_at_once
 from decovae.losses.moments import channel_moments
+from decovae.models.autoencoder import AutoencoderConfig
 from decovae.models.weights import encoder_fingerprint
 from decovae.runtime import Runtime, start_runtime
 from tests.generation.cohort import (
@@ -118,11 +122,13 @@ def test_threads_do_not_show(whole: LatentStore, tmp_path: Path, threads: int) -
 @pytest.mark.gpu
 def test_a_gpu_encodes_the_same_bytes_twice_and_nearly_what_the_cpu_does(whole: LatentStore, tmp_path: Path) -> None:
     runtime = Runtime(torch.device("cuda", 0))
-    first, second = (encode(tmp_path / name, runtime=runtime) for name in ("first", "second"))
+    first, second = (encode(tmp_path / name, runtime=runtime, precision="fp32") for name in ("first", "second"))
     assert contents(first.folder) == contents(second.folder)
     for index in (0, 20):
         for mine, theirs in zip(first.read(index), whole.read(index), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=0.01, atol=0.01 * whole.space.std)
+    assert encode(tmp_path / "first", runtime=runtime).precision == "fp32", "that of what is there"
+    assert encode(tmp_path / "third", runtime=runtime).precision == "bf16"
 
 
 def _one_of_two(rank: int, port: int, out: Path) -> None:
@@ -217,6 +223,91 @@ def test_a_finished_folder_is_left_as_it_is(tmp_path: Path) -> None:
     assert contents(tmp_path / "latents") == before
 
 
+def test_other_columns_are_taken_over_without_encoding_again(whole: LatentStore, tmp_path: Path) -> None:
+    out = tmp_path / "latents"
+    encode(out)
+    before, volumes = contents(out), older(NoiseVolumes(), columns={"age": "42", "sex": "F"})
+    store = encode(out, volumes)
+    assert volumes.seen == []
+    assert store.records[2].columns == {"age": "42", "sex": "F"}
+    assert replace(store.records[2], columns={}) == replace(whole.records[2], columns={})
+    assert [record.columns for record in store.records[3:]] == [record.columns for record in whole.records[3:]]
+    after = contents(out)
+    assert {name for name in after if after[name] != before.get(name)} == {"index.json"}
+    encode(out)
+    assert contents(out) == before
+
+
+def test_other_columns_are_taken_over_where_encoding_was_stopped(tmp_path: Path) -> None:
+    out = tmp_path / "latents"
+    with pytest.raises(KeyboardInterrupt):
+        encode(out, Stopping())
+    volumes = older(NoiseVolumes(), columns={"sex": "F"})
+    store = encode(out, volumes)
+    assert sorted(volumes.seen) == list(range(16, COUNT))
+    assert store.records[2].columns == {"sex": "F"}
+
+
+def test_the_precision_of_what_is_there_is_kept(whole: LatentStore, tmp_path: Path) -> None:
+    assert whole.precision == "fp32", "the CPU's own"
+    out = tmp_path / "latents"
+    encode(out, precision="bf16")
+    before = contents(out)
+    shard_path(out, 0).write_bytes(b"")  # another one says it too
+    volumes = NoiseVolumes()
+    store = encode(out, volumes)
+    assert sorted(volumes.seen) == list(range(16))
+    assert contents(out) == before
+    assert store.precision == "bf16"
+    with pytest.raises(InputError, match="of the precision bf16, not fp32;"):
+        encode(out, precision="fp32")
+    for number in range(3):
+        shard_path(out, number).write_bytes(b"")
+    with pytest.raises(InputError, match="no file of latents can be read: run decovae encode again"):
+        _ = store.precision
+
+
+@pytest.mark.parametrize(("memory", "most"), [(0.0, 1), (math.inf, 3)])
+def test_volumes_side_by_side_fit_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: float, most: int
+) -> None:
+    class Counting(NoiseVolumes):
+        now, largest, lock = 0, 0, threading.Lock()
+
+        def read(self, index: int) -> np.ndarray:
+            with self.lock:
+                self.now += 1
+                self.largest = max(self.largest, self.now)
+            time.sleep(0.02)
+            with self.lock:
+                self.now -= 1
+            return super().read(index)
+
+    monkeypatch.setattr(threads, "memory_bytes", lambda: memory)
+    volumes, before = Counting(), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        encode(tmp_path / "latents", volumes, training=list(range(12)), validation=[])
+    finally:
+        torch.set_num_threads(before)
+    assert volumes.largest == most
+
+
+def test_memory_is_shared_by_the_volumes_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, grid = AutoencoderConfig(), (128, 256, 128)
+    each = volume_bytes(config, grid, on_cpu=True)
+    assert each == 6 * 64 * 128 * 256 * 128 * 4
+    assert volume_bytes(config, grid, on_cpu=False) == each // 64
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 100)
+    runtime = Runtime(torch.device("cpu"))
+    for volumes, processes, expected in ((0.5, 1, 1), (3.5, 1, 3), (3.5, 2, 1), (6.5, 2, 3), (99, 1, 8)):
+        monkeypatch.setattr(threads, "memory_bytes", lambda volumes=volumes: volumes * 2 * each)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert volumes_at_once(runtime, config, grid) == expected
+    monkeypatch.undo()
+    assert threads.memory_bytes() > 2**27
+
+
 def test_who_was_left_out_is_kept(tmp_path: Path) -> None:
     left_out = [LeftOut("s99", "there.nii", "The volume there.nii is an empty file.")]
     assert encode(tmp_path / "latents", left_out=left_out).left_out == left_out
@@ -248,7 +339,6 @@ def older(volumes: NoiseVolumes, **changes: object) -> NoiseVolumes:
         ),
         (lambda: {"volumes": older(NoiseVolumes(), subject="x")}, r"subject of s02 \(memory:2\) is s02, not x;"),
         (lambda: {"volumes": older(NoiseVolumes(), high=2.0)}, r"volume of s02 \(memory:2\) is another;"),
-        (lambda: {"volumes": older(NoiseVolumes(), columns={})}, "columns of s02"),
         (
             lambda: {"training": [*TRAINING, 0], "validation": VALIDATION[1:]},
             "split of s00 .* is validation, not training;",

@@ -113,6 +113,24 @@ def test_a_path_between_subjects(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (out / "interpolation.gif").exists()
 
 
+def test_subjects_are_looked_for_where_the_flow_was_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, store = write_run(tmp_path / "run"), encode(tmp_path / "latents")
+    (run / "summary.json").write_text(json.dumps({"latents": str(store.folder)}))
+    options = ("--steps", 1, "--frames", 2)
+    assert path(run, "--interpolate", "sub-2", "sub-0", *options, "--out", tmp_path / "default") == 0
+    chosen = ("--latents", store.folder, "--out", tmp_path / "chosen")
+    assert path(run, "--interpolate", "sub-2", "sub-0", *options, *chosen) == 0
+    made, same = ((tmp_path / name / "frame-00001.nii.gz").read_bytes() for name in ("default", "chosen"))
+    assert made == same
+    capsys.readouterr()
+    assert path(run, "--interpolate", 2, 0, *options) == 0  # seeds, though there are latents
+    assert "come back from their noise" not in capsys.readouterr().out
+    (run / "summary.json").write_text(json.dumps({"latents": "elsewhere"}))
+    assert path(run, "--interpolate", "sub-2", "sub-0") == 2
+    printed = capsys.readouterr().err
+    assert "--interpolate sub-2 sub-0: not two seeds, and there are no latents elsewhere; give" in printed
+
+
 def test_latents_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, store, other = write_run(tmp_path / "run"), encode(tmp_path / "latents"), encode(tmp_path / "other", seed=9)
     cases = (

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from decovae import cli
-from decovae.generation import volumes_out
+from decovae.commands import sample_run
+from decovae.commands.sample import SampleConfig
+from decovae.commands.sample_run import memory_advice
 from decovae.generation.flow_file import load_flow, save_flow
+from decovae.generation.solvers import TOLERANCE
 from decovae.models.autoencoder import Autoencoder, AutoencoderConfig
 from tests.generation.flows import AGE_AND_SEX, SOURCE, tiny_autoencoder, write_run, write_vae
 
@@ -147,6 +154,7 @@ def test_dopri5_takes_a_tolerance(run: Path, tmp_path: Path) -> None:
     assert files(tmp_path / "one")["sample-00000.nii.gz"] == files(tmp_path / "two")["sample-00000.nii.gz"]
     facts = json.loads((tmp_path / "one" / "sample-00000.json").read_text())
     assert facts["tolerance"] == 0.01
+    assert SampleConfig(run=run, solver="dopri5").solver_tolerance == TOLERANCE
     assert "steps" not in facts
 
 
@@ -184,7 +192,7 @@ def test_the_ends_of_a_path_are_the_seeds_own_samples(run: Path, tmp_path: Path)
         ("RUN -n 1 --condition age=63", "--condition age=63: this flow was trained without conditions"),
         ("RUN -n 1 --interpolate 1 2", "-n 1: --interpolate makes --frames volumes"),
         ("RUN --interpolate 1 2 --frames 1", "--frames 1: must be at least 2."),
-        ("RUN --interpolate sub-1 sub-2", "--interpolate sub-1 sub-2: not two seeds"),
+        ("RUN --interpolate sub-1 2", "--interpolate sub-1 2: not two seeds, and the run does not name the latents"),
         ("RUN --interpolate 1 2 --latents NOWHERE", "holds no latents"),
         ("RUN -n 1 --decoder NOWHERE", "--decoder NOWHERE: no such folder"),
         ("NOWHERE -n 1", "NOWHERE: no such folder; give the folder of a finished run of train/flow.py."),
@@ -304,18 +312,86 @@ def test_a_damaged_sample_is_named(run: Path, tmp_path: Path, capsys: pytest.Cap
     assert sample(run, "-n", 1, "--steps", 1, "--out", out) == 0
 
 
-def test_a_full_disk_is_one_sentence(
+def test_a_full_disk_is_one_sentence(run: Path, tmp_path: Path) -> None:
+    """A limit on the size of a file stands in for the disk's: write() fails in the same way, and names no file."""
+    script = """if True:
+        import resource, signal, sys
+        from decovae import cli
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+        sys.exit(cli.main(["sample", *sys.argv[1:]]))
+    """
+    out = tmp_path / "out"
+    options = (run, "-n", "1", "--steps", "1", "--device", "cpu", "--out", out)
+    full = subprocess.run(
+        [sys.executable, "-c", script, *options], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert full.returncode == 1
+    assert full.stderr.strip().endswith(f"error: {out}: cannot be read or written (File too large).")
+    assert [path.name for path in out.iterdir()] == ["samples.json"]
+
+
+def test_memory_that_runs_out_is_one_sentence(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(path: Path, _write: object) -> None:
-        raise OSError(28, "No space left on device", str(path))
+    def produce(*_arguments: object, **_options: object) -> None:
+        torch.empty(2**60, dtype=torch.uint8)
 
-    assert sample(run, "-n", 1, "--steps", 1, "--out", tmp_path / "out") == 0
-    (tmp_path / "out" / "sample-00000.json").unlink()
-    capsys.readouterr()
-    monkeypatch.setattr(volumes_out, "write_atomically", full)
-    sentence = "sample-00000.nii.gz: cannot be read or written (No space left on device)."
-    _refused([run, "-n", 1, "--steps", 1, "--out", tmp_path / "out"], sentence, capsys, code=1)
+    monkeypatch.setattr(sample_run, "produce", produce)
+    sentence = "the machine ran out of memory; give a --batch-size below 2."
+    _refused([run, "-n", 1, "--out", tmp_path / "out", "--batch-size", 2], sentence, capsys, code=1)
+
+
+def test_advice_on_memory_names_no_option_that_is_at_its_least() -> None:
+    usual, exact = SampleConfig(run=Path("run")), SampleConfig(run=Path("run"), precision="fp32")
+    assert memory_advice(usual, "cuda", 4) == "give a --batch-size below 4"
+    assert memory_advice(exact, "cuda", 1) == "leave out --precision fp32"
+    assert memory_advice(SampleConfig(run=Path("run"), compile="on"), "cuda", 1) == "leave out --compile on"
+    for device in ("cuda", "cpu"):
+        assert "nothing smaller can be asked for" in memory_advice(usual, device, 1)
+
+
+def test_a_default_folder_is_named_after_what_is_not_default(tmp_path: Path) -> None:
+    def name(**options: Any) -> str:
+        return SampleConfig(run=tmp_path, **options).folder.name
+
+    assert name() == name(steps=30, guidance=1.0) == "euler30-seed42"
+    assert name(condition=("sex=F", "age = 63"), guidance=2.0) == "euler30-seed42-age=63-sex=F-guidance2"
+    assert name(condition=("age=63", "sex=F"), guidance=2.0) == "euler30-seed42-age=63-sex=F-guidance2"
+    assert name(decoder=tmp_path / "tuned") == "euler30-seed42-decoder-tuned"
+    assert name(solver="dopri5", tolerance=TOLERANCE) == "dopri5-seed42"
+    assert name(solver="dopri5", tolerance=0.01, precision="fp32") == "dopri5-tolerance0.01-seed42-fp32"
+    assert name(interpolate=("1", "2"), frames=5, solver="heun") == "heun30-1-to-2-frames5"
+    assert name(interpolate=("1", "2"), latents=tmp_path / "latents") == "euler30-1-to-2-latents-latents"
+    odd = [name(condition=(f"site={site}",)) for site in ("a/b", "a:b", "é" * 200, "é" * 201)]
+    assert len(set(odd)) == 4
+    assert all(re.fullmatch(r"[A-Za-z0-9_.=-]{1,100}", entry) for entry in odd)
+
+
+def test_other_options_go_to_a_folder_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run", AGE_AND_SEX)
+    assert sample(run, "-n", 1, "--steps", 1) == 0
+    assert sample(run, "-n", 1, "--steps", 1, "--condition", "age=63", "sex=F", "--guidance", 2) == 0
+    assert sample(run, "-n", 1, "--steps", 1, "--decoder", write_vae(tmp_path / "tuned", _with_other_decoder())) == 0
+    assert len(list((run / "samples").iterdir())) == 3
+
+
+def test_guidance_needs_a_flow_trained_with_dropout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run", AGE_AND_SEX)
+    flow, description = load_flow(run)
+    save_flow(flow.state_dict(), replace(description, condition_dropout=0.0), run / "flow.safetensors")
+    options = [run, "-n", 1, "--steps", 1, "--condition", "age=63"]
+    sentence = "--guidance 2: the flow was trained without condition dropout"
+    _refused([*options, "--guidance", 2], sentence, capsys)
+    assert sample(*options) == 0
+
+
+def test_what_all_processes_refuse_is_printed_once(run: Path) -> None:
+    refused = subprocess.run(
+        command(run, "-n", 1, "--compile", "on", processes=2), cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
+    assert refused.returncode != 0
+    assert refused.stderr.count("--compile on: the flow is compiled for a GPU only") == 1
 
 
 def test_the_frame_is_the_source_s(run: Path) -> None:

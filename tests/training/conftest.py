@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +18,8 @@ from decovae.training.command_line import parse
 from decovae.training.main import train_decoder, train_flow, train_vae
 from decovae.training.presets import VAE_PRESETS
 from decovae.training.run_folder import create_folder
+
+ROOT = Path(__file__).resolve().parents[2]
 
 TINY = (
     "quickstart --data.grid 32 36 32 --data.patch 24 24 24 --data.cohort-size 5 --data.cohort-shape 32 36 32 "
@@ -63,6 +68,19 @@ def tiny_decoder_run(vae: Path, out: Path, options: Sequence[str] = ()) -> int:
 def tiny_flow_run(source: Path, out: Path, options: Sequence[str] = (), *, option: str = "--vae") -> int:
     """Run ``train/flow.py`` in this process; the exit code."""
     return train_flow([option, str(source), *TINY_FLOW, "--out", str(out), *options])
+
+
+def torchrun(script: str, options: Sequence[str], *, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    """Run a script of ``train/`` as several processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return subprocess.run(
+        [*command, script, *options],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
 
 
 def tiny_run(out: Path, options: Sequence[str] = ()) -> int:

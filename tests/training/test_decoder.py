@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,9 +17,7 @@ from decovae.runtime import Runtime
 from decovae.training.config import DecoderConfig
 from decovae.training.decoder import DecoderNetworks, DecoderStage
 from decovae.training.main import train_decoder
-from tests.training.conftest import TINY_DECODER, finished_vae, tiny_decoder_run, tiny_run
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.training.conftest import TINY_DECODER, finished_vae, tiny_decoder_run, tiny_run, torchrun
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -115,16 +111,14 @@ def test_without_noise_the_decoder_sees_the_mean(vae: Path) -> None:
         assert torch.allclose(reconstruction, expected, atol=1e-5) == same
 
 
+@pytest.mark.gpu
+def test_a_gpu_trains_it_in_bf16_and_compiled(vae: Path, tmp_path: Path) -> None:
+    assert tiny_decoder_run(vae, tmp_path / "run", ["--device", "cuda", "--data.workers", "1"]) == 0
+    only_the_decoder_changed(vae, tmp_path / "run")
+
+
 def test_two_processes_train_it(vae: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, "train/decoder.py", "--vae", str(vae), *TINY_DECODER, "--out", str(tmp_path / "run")],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = torchrun("train/decoder.py", ["--vae", str(vae), *TINY_DECODER, "--out", str(tmp_path / "run")])
     assert done.returncode == 0, done.stderr
     only_the_decoder_changed(vae, tmp_path / "run")
 

@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.training.conftest import TINY, tiny_run
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.training.conftest import TINY, tiny_run, torchrun
 
 
-def torchrun(out: Path, *options: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return subprocess.run(
-        [*command, "train/vae.py", *TINY, "--out", str(out), *options],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+def train(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return torchrun("train/vae.py", [*TINY, "--out", str(out), *options])
 
 
 def test_two_processes_train_resume_and_summarise(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    done = torchrun(out)
+    done = train(out)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("effective rank") == 1
     summary = json.loads((out / "summary.json").read_text())
@@ -52,7 +40,7 @@ def test_two_processes_see_the_batches_of_one(tmp_path: Path) -> None:
     """The first step's terms that draw no noise are the same for 2 × 1 patches as for 1 × 2."""
     options = ["--steps", "1", "--loss.adversarial-slices", "0", "--loss.perceptual", "0"]
     assert tiny_run(tmp_path / "one", options) == 0
-    done = torchrun(tmp_path / "two", *options, "--data.batch-size", "1")
+    done = train(tmp_path / "two", *options, "--data.batch-size", "1")
     assert done.returncode == 0, done.stderr
     one, two = (
         next(
@@ -75,13 +63,13 @@ def test_a_gpu_trains_in_bf16_and_compiled(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_two_gpus_train(tmp_path: Path) -> None:
-    done = torchrun(tmp_path / "run", "--device", "cuda")
+    done = train(tmp_path / "run", "--device", "cuda")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "summary.json").exists()
 
 
 def test_bad_input_is_said_once(tmp_path: Path) -> None:
-    done = torchrun(tmp_path / "run", "--data.root", str(tmp_path / "nowhere"))
+    done = train(tmp_path / "run", "--data.root", str(tmp_path / "nowhere"))
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 1
     assert not (tmp_path / "run").exists()

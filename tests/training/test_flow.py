@@ -8,8 +8,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,10 +23,9 @@ from decovae.generation.latents import open_latents
 from decovae.models.weights import encoder_fingerprint, load_autoencoder
 from decovae.training.flow import FlowStage
 from decovae.training.main import train_flow
-from tests.training.conftest import TINY_FLOW, finished_vae, tiny_decoder_run, tiny_flow_run
+from tests.training.conftest import TINY_FLOW, finished_vae, tiny_decoder_run, tiny_flow_run, torchrun
 from tests.training.test_decoder import figures
 
-ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (32, 36, 32)
 
 
@@ -92,15 +89,7 @@ def test_an_interrupted_run_continues_to_the_same_bits(
 
 
 def test_two_processes_validate_as_one_does(vae: Path, finished: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, "train/flow.py", "--vae", str(vae), *TINY_FLOW, "--out", str(tmp_path / "run")],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = torchrun("train/flow.py", ["--vae", str(vae), *TINY_FLOW, "--out", str(tmp_path / "run")])
     assert done.returncode == 0, done.stderr
     one, two = (
         [line["validation/flow_loss"] for line in figures(run) if "validation/flow_loss" in line]
@@ -109,6 +98,12 @@ def test_two_processes_validate_as_one_does(vae: Path, finished: Path, tmp_path:
     assert two[0] == pytest.approx(one[0], rel=1e-6)
     assert two[-1] < two[0]
     load_flow(tmp_path / "run")
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_in_bf16_and_compiled(vae: Path, finished: Path, tmp_path: Path) -> None:
+    assert tiny_flow_run(vae, tmp_path / "run", ["--device", "cuda", "--data.workers", "1"]) == 0
+    assert all(line["peak_memory_gb"] > 0 for line in figures(tmp_path / "run") if "flow_loss" in line)
 
 
 @pytest.mark.parametrize("options", ["--train-on mean", "--norm l1", "--preview.samples 0", "--precision bf16"])
@@ -133,6 +128,29 @@ def test_a_tuned_decoder_shares_the_latents_of_its_encoder(vae: Path, finished: 
     assert tuned == used
 
 
+def test_a_decoder_tuned_on_other_volumes_gets_latents_of_its_own(vae: Path, finished: Path, tmp_path: Path) -> None:
+    assert tiny_decoder_run(vae, tmp_path / "decoder", ["--steps", "1", "--data.seed", "7"]) == 0
+    assert tiny_flow_run(tmp_path / "decoder", tmp_path / "run", ["--steps", "1"]) == 0
+    own, first = (open_latents(run / "latents") for run in (tmp_path / "decoder", vae))
+    assert own.space.encoder == first.space.encoder
+    assert own.checksums != first.checksums
+
+
+def test_a_run_is_not_resumed_on_other_latents(
+    vae: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(vae / "latents", tmp_path / "latents")
+    assert tiny_flow_run(tmp_path / "latents", tmp_path / "run", ["--steps", "2"], option="--latents") == 0
+    (tmp_path / "run" / "summary.json").unlink()
+    other = finished_vae(tmp_path / "other", ["--data.seed", "3"])
+    assert tiny_flow_run(other, tmp_path / "another", ["--steps", "1"]) == 0
+    shutil.rmtree(tmp_path / "latents")
+    shutil.copytree(other / "latents", tmp_path / "latents")
+    capsys.readouterr()
+    assert tiny_flow_run(tmp_path / "latents", tmp_path / "run", ["--steps", "2"], option="--latents") == 2
+    assert "another latents" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def vae_on_files(vae: Path) -> Path:
     """A run on files with a manifest of ages and sexes."""
@@ -154,15 +172,31 @@ def test_conditions_come_from_the_manifest(vae_on_files: Path, tmp_path: Path) -
     assert tiny_flow_run(vae_on_files, tmp_path / "run", ["--conditions", "age", "sex"]) == 0
     _, description = load_flow(tmp_path / "run")
     assert [condition.name for condition in description.conditions] == ["age", "sex"]
+    assert description.condition_dropout == 0.1
 
 
 def test_a_condition_that_is_no_column(vae_on_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen before anything is encoded: that takes hours."""
+    latents = vae_on_files / "latents"
+    shutil.rmtree(latents, ignore_errors=True)
     refused(tmp_path, capsys, ["--vae", str(vae_on_files), "--conditions", "weight"], "weight", "age, sex")
+    assert not latents.exists()
 
 
 def of_another_autoencoder(vae: Path, at: Path) -> tuple[list[str], list[str]]:
     other = finished_vae(at / "other", seed=1)
     return ["--vae", str(other), "--latents", str(vae / "latents")], ["another encoder", str(other)]
+
+
+def with_another_autoencoder_inside(vae: Path, at: Path) -> tuple[list[str], list[str]]:
+    shutil.copytree(vae / "latents", at / "latents")
+    shutil.copy(finished_vae(at / "other", seed=1) / "autoencoder.safetensors", at / "latents")
+    return ["--latents", str(at / "latents")], ["another encoder"]
+
+
+def of_another_grid(vae: Path, at: Path) -> tuple[list[str], list[str]]:
+    other = finished_vae(at / "other", ["--data.grid", "24", "24", "24"])
+    return ["--vae", str(other), "--latents", str(vae / "latents")], ["32×36×32", "24×24×24"]
 
 
 def damaged_latents(vae: Path, at: Path) -> tuple[list[str], list[str]]:
@@ -198,6 +232,8 @@ def levels_that_do_not_match(vae: Path, at: Path) -> tuple[list[str], list[str]]
 
 BAD = [
     of_another_autoencoder,
+    with_another_autoencoder_inside,
+    of_another_grid,
     damaged_latents,
     unfinished_latents,
     an_unfinished_autoencoder,

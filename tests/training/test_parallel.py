@@ -9,6 +9,7 @@ import torch
 
 from decovae import vad_loss
 from decovae.models.autoencoder import Autoencoder, AutoencoderConfig
+from decovae.models.flow_unet import FlowUNet, FlowUNetConfig
 from decovae.models.fuse import Memory
 from decovae.runtime import Runtime
 from decovae.training.parallel import prepare_module
@@ -47,3 +48,37 @@ def test_layout_memory_and_compilation_keep_outputs_and_gradients(memory: Memory
     assert list(prepared.state_dict()) == keys
     for mine, expected in zip(outputs_and_gradients(prepared), outputs_and_gradients(plain), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_compiled_flow_stays_compiled_in_training(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever sizes validation and previews have had before, each with its own kernels."""
+    ran: list[list[object]] = []
+
+    def counting(graph: torch.fx.GraphModule, inputs: list[object]):
+        def run(*arguments: object):
+            ran[-1].extend(argument for argument in arguments if isinstance(argument, int))
+            counts[-1] += 1
+            return graph(*arguments)
+
+        return run
+
+    counts: list[int] = []
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **options: compile_module(self, backend=counting, **options)
+    )
+    monkeypatch.setattr("decovae.training.parallel.init_device_mesh", lambda *_: None)
+    monkeypatch.setattr("decovae.training.parallel.fully_shard", lambda *_, **__: None)
+    config = FlowUNetConfig(channels=(4, 4, 8, 8), attention=(False,) * 4, residual_blocks=1, head_channels=4, groups=2)
+    network = FlowUNet(config)
+    prepare_module(network, Runtime(torch.device("cpu"), world=world), compiled=True)
+    sizes = (8, 2, 4, 1, 4)
+    for size in sizes:  # validation, preview, training, another, training again
+        counts.append(0)
+        ran.append([])
+        with torch.set_grad_enabled(size == 4):
+            network(torch.randn(size, 4, 8, 8, 8), torch.rand(size))
+    expected = 1 if world == 1 else len(network.levels)
+    assert counts == [expected] * len(sizes)
+    assert ran == [[]] * len(sizes)  # no size is an argument: all are constants
