@@ -96,7 +96,7 @@ def test_cards_are_those_found_or_the_usual_one(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "tyro", None)
-    for name in ("command_line", "config"):
+    for name in ("command_line", "config", "presets"):
         monkeypatch.delitem(sys.modules, f"decovae.training.{name}", raising=False)
     for arguments in (["info"], ["info", "--card-gib", "24"]):
         assert cli.main(arguments) == 2

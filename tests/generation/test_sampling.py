@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,6 @@ import pytest
 import torch
 
 from decovae.errors import InputError, RunError
-from decovae.generation import production
 from decovae.generation.flow_file import FlowDescription, load_flow, open_flow_run, save_flow
 from decovae.generation.production import Task, decoding_bytes, produce, usual_batch
 from decovae.generation.sampling import Sampler, sample_noise
@@ -186,14 +186,14 @@ def test_the_usual_batch_uses_the_threads_and_the_memory_there_are(monkeypatch: 
     volume = 10_000
     cases = ((1, 1), (volume, 1), (4 * volume, 2), (2**40, 3))  # bytes of memory, half of it for volumes; three threads
     for memory, expected in cases:
-        monkeypatch.setattr(production.os, "sysconf", {"SC_PHYS_PAGES": memory, "SC_PAGE_SIZE": 1}.__getitem__)
+        monkeypatch.setattr("decovae.generation.threads.memory_bytes", lambda memory=memory: memory)
         assert usual_batch(torch.device("cpu"), volume) == expected
         assert usual_batch(torch.device("cuda"), volume) == 1
-    monkeypatch.setattr(production.os, "sysconf", {"SC_PHYS_PAGES": 8 * volume, "SC_PAGE_SIZE": 1}.__getitem__)
+    monkeypatch.setattr("decovae.generation.threads.memory_bytes", lambda: 8 * volume)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert usual_batch(torch.device("cpu"), volume) == 2
-    monkeypatch.delattr(production.os, "sysconf")
-    assert usual_batch(torch.device("cpu"), volume) == 1
+    monkeypatch.setattr("decovae.generation.threads.memory_bytes", lambda: math.inf)  # a system that does not tell
+    assert usual_batch(torch.device("cpu"), volume) == 3
 
 
 def test_a_volume_of_the_paper_takes_ten_gib() -> None:

@@ -115,7 +115,7 @@ def test_nothing_left_to_train_is_refused(outputs: dict[str, Any]) -> None:
 def test_each_network_s_gradient_comes_from_its_own_loss_only(outputs: dict[str, Any]) -> None:
     """The stage's two losses, with an autoencoder and discriminators that both take part in each of them."""
     stage = object.__new__(VAEStage)  # the losses alone: no volumes are needed
-    stage.config, stage.runtime = QUICKSTART, Runtime(torch.device("cpu"))
+    stage.config, stage.runtime, stage.name = QUICKSTART, Runtime(torch.device("cpu")), "autoencoder"
     stage.objective = VAEObjective(WEIGHTS)
     stage.autoencoder = Autoencoder(AutoencoderConfig(channels=(8, 16), residual_blocks=1, groups=4))
     stage.discriminators = Discriminators(channels=8)
