@@ -1,6 +1,6 @@
 """The whole chain on the template cohort, from volumes to new volumes, and what the latents do to the flow.
 
-python -m bench.generation [--out FILE] [--runs FOLDER] [--samples N] [--only none|vad] [--quick]
+python -m bench.generation [--out FILE] [--runs FOLDER] [--samples N] [--only none|vad] [--note TEXT] [--quick]
 
 For the autoencoder without decorrelation and with VAD, from one seed: train, fine-tune the decoder, encode, train the
 flow on draws (with VAD also on means), sample. Each step is a process of its own, timed, and its time kept in
@@ -198,6 +198,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "bench-generation", help="folder for the runs")
     parser.add_argument("--samples", type=int, default=20, help="volumes to sample from each flow")
     parser.add_argument("--only", choices=tuple(TARGETS), help="one autoencoder, for example beside the other")
+    parser.add_argument("--note", help="what else is to be known of the measurement, such as what ran beside it")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything, to test this script")
     arguments = parser.parse_args()
     decos = [arguments.only] if arguments.only else list(TARGETS)
@@ -216,6 +217,7 @@ def main() -> None:
     result = {
         "date": datetime.date.today().isoformat(),
         "machine": describe(),
+        "note": arguments.note,
         "seed": SEED,
         "samples": arguments.samples,
         "volumes_compared": count,
