@@ -67,28 +67,32 @@ class Sampling(nn.Module):
         return velocity.clone()  # the next replay of a CUDA graph writes over it
 
 
-def network(name: str, config: FlowUNetConfig, channels: int) -> nn.Module:
-    """The velocity network (x, t) → velocity: "ours", "plain" or "monai"."""
-    if name != "monai":
-        return FlowUNet(config, channels, fused=None if name == "ours" else False)
+def monai(config: FlowUNetConfig, channels: int) -> nn.Module:
+    """MONAI's U-Net of the same shape, (x, timesteps) → velocity."""
     from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import DiffusionModelUNetMaisi
 
-    return Monai(
-        DiffusionModelUNetMaisi(
-            spatial_dims=3,
-            in_channels=channels,
-            out_channels=channels,
-            num_channels=config.channels,
-            attention_levels=config.attention,
-            num_res_blocks=config.residual_blocks,
-            num_head_channels=config.head_channels,
-            norm_num_groups=config.groups,
-            norm_eps=config.eps,
-            resblock_updown=True,
-            include_fc=True,
-            use_flash_attention=torch.cuda.is_available(),  # which it allows nowhere else
-        )
+    network: nn.Module = DiffusionModelUNetMaisi(
+        spatial_dims=3,
+        in_channels=channels,
+        out_channels=channels,
+        num_channels=config.channels,
+        attention_levels=config.attention,
+        num_res_blocks=config.residual_blocks,
+        num_head_channels=config.head_channels,
+        norm_num_groups=config.groups,
+        norm_eps=config.eps,
+        resblock_updown=True,
+        include_fc=True,
+        use_flash_attention=torch.cuda.is_available(),  # which it allows nowhere else
     )
+    return network
+
+
+def network(name: str, config: FlowUNetConfig, channels: int) -> nn.Module:
+    """The velocity network (x, t) → velocity: "ours", "plain" or "monai"."""
+    if name == "monai":
+        return Monai(monai(config, channels))
+    return FlowUNet(config, channels, fused=None if name == "ours" else False)
 
 
 def floor(config: FlowUNetConfig, shape: tuple[int, ...], *, itemsize: int, backward: bool) -> Floor:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.flow_baselines import monai
 from decovae.models.conditions import CategoricalCondition, ScalarCondition, condition_from_dict
 from decovae.models.flow_blocks import ResidualBlock, doubled, doubled_convolution, halved
 from decovae.models.flow_unet import FlowUNet, FlowUNetConfig
@@ -21,25 +22,6 @@ CONFIGS = [
 ]
 CONDITIONS = (ScalarCondition("age", 60.0, 8.0), CategoricalCondition("sex", ("F", "M")))
 FUSED = pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
-
-
-def monai(config: FlowUNetConfig, channels: int) -> nn.Module:
-    from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import DiffusionModelUNetMaisi
-
-    network: nn.Module = DiffusionModelUNetMaisi(
-        spatial_dims=3,
-        in_channels=channels,
-        out_channels=channels,
-        num_channels=config.channels,
-        attention_levels=config.attention,
-        num_res_blocks=config.residual_blocks,
-        num_head_channels=config.head_channels,
-        norm_num_groups=config.groups,
-        norm_eps=config.eps,
-        resblock_updown=True,
-        include_fc=True,
-    )
-    return network
 
 
 def perturbed(network: Any, seed: int = 3) -> Any:
