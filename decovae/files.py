@@ -1,15 +1,16 @@
-"""Files that appear whole or not at all, and other people's ``.pt`` files read without running what they pickle."""
+"""Files that appear whole or not at all; tensors in files, read without running what other people pickled."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 from decovae.errors import InputError
 
@@ -46,3 +47,36 @@ def load_tensors(path: Path, *, advice: str) -> Any:
         raise InputError(
             f"{path}: not a file of plain tensors that torch.load(weights_only=True) reads; {advice}."
         ) from error
+
+
+def save_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:
+    """Write tensors, on any device, as safetensors with their metadata; the file appears whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from safetensors.torch import save
+
+    content = save(
+        {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}, metadata=dict(metadata)
+    )
+    write_atomically(path, lambda file: file.write(content))
+
+
+def load_safetensors(path: Path, *, advice: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors, on the CPU, and metadata of a safetensors file.
+
+    Raises:
+        InputError: if the file is not one, or safetensors is not installed; the former ends with ``advice``.
+    """
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ModuleNotFoundError as error:
+        raise InputError(f"{path}: reading it needs safetensors; pip install 'decovae[train]'.") from error
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            return tensors, dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error}); {advice}.") from error

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from decovae.errors import InputError
-from decovae.files import write_atomically
+from decovae.files import load_safetensors, save_safetensors
 from decovae.generation.flow_matching import TimeSchedule
 from decovae.generation.latent_space import LatentSpace
 from decovae.models.conditions import Condition, condition_from_dict
@@ -100,11 +100,7 @@ def save_flow(state: Mapping[str, Tensor], description: FlowDescription, path: P
     Raises:
         OSError: the file cannot be written.
     """
-    from safetensors.torch import save
-
-    tensors = {key: value.detach().to("cpu").contiguous() for key, value in state.items()}
-    content = save(tensors, metadata={_METADATA_KEY: json.dumps(description.as_dict())})
-    write_atomically(path, lambda file: file.write(content))
+    save_safetensors(state, {_METADATA_KEY: json.dumps(description.as_dict())}, path)
 
 
 def load_flow(path: Path) -> tuple[FlowUNet, FlowDescription]:
@@ -116,18 +112,11 @@ def load_flow(path: Path) -> tuple[FlowUNet, FlowDescription]:
     Raises:
         InputError: the file is missing, unreadable or of another version, or holds no flow.
     """
-    from safetensors import SafetensorError, safe_open
-
     if path.is_dir():
         path = path / FLOW
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the folder of a finished run of train/flow.py.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error}); export the flow again.") from error
+    state, metadata = load_safetensors(path, advice="export the flow again")
     try:
         description = FlowDescription.from_dict(json.loads(metadata[_METADATA_KEY]))
         flow = FlowUNet(description.network, description.space.channels, description.conditions)

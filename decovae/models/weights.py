@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from decovae.errors import InputError
-from decovae.files import load_tensors, write_atomically
+from decovae.files import load_safetensors, load_tensors, save_safetensors
 from decovae.models.autoencoder import Autoencoder, AutoencoderConfig
 
 WEIGHTS_FILE = "autoencoder.safetensors"
@@ -26,11 +26,7 @@ _ENCODER = ("encoder.", "quant_conv_mu.", "quant_conv_log_sigma.")
 
 def save_autoencoder(model_state: Mapping[str, Tensor], config: AutoencoderConfig, path: Path) -> None:
     """Write weights and architecture as safetensors; the file appears whole or not at all."""
-    from safetensors.torch import save
-
-    tensors = {key: value.detach().to("cpu").contiguous() for key, value in model_state.items()}
-    content = save(tensors, metadata={_METADATA_KEY: json.dumps(asdict(config))})
-    write_atomically(path, lambda file: file.write(content))
+    save_safetensors(model_state, {_METADATA_KEY: json.dumps(asdict(config))}, path)
 
 
 def encoder_fingerprint(model: Autoencoder) -> str:
@@ -75,17 +71,7 @@ def load_autoencoder(path: str | Path) -> Autoencoder:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], AutoencoderConfig | None]:
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ModuleNotFoundError as error:
-        raise InputError(f"{path}: reading it needs safetensors; pip install 'decovae[train]'.") from error
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error}); export it again.") from error
+    state, metadata = load_safetensors(path, advice="export it again")
     if _METADATA_KEY not in metadata:
         return find_state_dict(state, path), None
     fields = json.loads(metadata[_METADATA_KEY])

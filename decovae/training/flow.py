@@ -172,12 +172,12 @@ class FlowStage:
         device, space = self.runtime.device, self.space
         world, rank = self.runtime.world, self.runtime.rank
         times = self.schedule.quantiles(TIMES, self.voxels).to(device)
+        draw = partial(sample_noise, self.config.seed + VALIDATION_SEED, channels=space.channels, shape=space.shape)
         found: list[tuple[int, Tensor]] = []
         for turn in range(-(-len(rows) // world)):
             # Sharded weights are gathered by all processes together: one without a latent repeats the last.
             place = turn * world + rank
             row = rows[min(place, len(rows) - 1)]
-            draw = partial(sample_noise, self.config.seed + VALIDATION_SEED, channels=space.channels, shape=space.shape)
             first = row * (TIMES + 1)
             noise = torch.stack([draw(first + index) for index in range(TIMES)]).to(device)
             mean, sigma = (part.to(device) for part in self.store.read(row))

@@ -10,8 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from decovae.files import write_atomically
-
-PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
+from decovae.generation.contact_sheet import PLANES
 
 
 def save_preview(volume: torch.Tensor, reconstruction: torch.Tensor, path: Path, *, title: str) -> None:
