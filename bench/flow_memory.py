@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from bench.flow_baselines import FlowStep, network
-from bench.machine import describe
 from bench.memory import counting, versions
+from decovae.machine import describe
 from decovae.models.flow_unet import FlowUNet, FlowUNetConfig
 from decovae.training.live_memory import SavedForBackward
 

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.machine import describe
 from decovae.data.cohort import open_cohort
 from decovae.data.patches import load_volume
 from decovae.data.template import tissue_maps
+from decovae.machine import describe
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = {"none": ("draws",), "vad": ("draws", "mean")}

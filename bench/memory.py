@@ -25,7 +25,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import decovae
-from bench.machine import describe
+from decovae.machine import describe
 from decovae.models.autoencoder import Autoencoder, AutoencoderConfig
 from decovae.training.live_memory import CUDA_BLOCK, MemoryTracker, SavedForBackward
 from decovae.training.pretended_cuda import pretended_cuda

@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench.machine import describe
+from decovae.machine import describe
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = "plain, float32"

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.machine import describe
+from decovae.machine import describe
 
 ROOT = Path(__file__).resolve().parents[1]
 LOSSES = ("none", "sid", "vad")

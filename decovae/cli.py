@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from decovae.errors import InputError, RunError
+from decovae.process import leave
 
 
 class Command(NamedTuple):
@@ -60,4 +61,4 @@ def _help() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -9,7 +9,8 @@ after a preset lists every option. The same command with the same --out resumes.
 
 import sys
 
+from decovae.process import leave
 from decovae.training.main import train_decoder
 
 if __name__ == "__main__":
-    sys.exit(train_decoder(sys.argv[1:]))
+    leave(train_decoder(sys.argv[1:]))

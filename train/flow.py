@@ -10,7 +10,8 @@ the same --out resumes.
 
 import sys
 
+from decovae.process import leave
 from decovae.training.main import train_flow
 
 if __name__ == "__main__":
-    sys.exit(train_flow(sys.argv[1:]))
+    leave(train_flow(sys.argv[1:]))

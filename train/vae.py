@@ -8,7 +8,8 @@ No preset means `quickstart`; --help after a preset lists every option. The same
 
 import sys
 
+from decovae.process import leave
 from decovae.training.main import train_vae
 
 if __name__ == "__main__":
-    sys.exit(train_vae(sys.argv[1:]))
+    leave(train_vae(sys.argv[1:]))

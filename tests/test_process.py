@@ -1,0 +1,44 @@
+"""How a process ends: with its code and all it had to say; among others without what could abort a finished run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+LEAVES = """
+import atexit
+from decovae.process import leave
+atexit.register(print, "handlers ran")
+print("not yet flushed")
+leave(3)
+"""
+
+ABORTS_AT_TEARDOWN = """
+import os
+class Aborts:
+    def __del__(self, abort=os.abort):
+        abort()
+kept = Aborts()
+"""
+
+
+def run(program: str, *, world: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "WORLD_SIZE": str(world)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_alone_it_leaves_as_any_process_does() -> None:
+    done = run(LEAVES, world=1)
+    assert (done.returncode, done.stdout) == (3, "not yet flushed\nhandlers ran\n"), done.stderr
+
+
+def test_among_others_nothing_is_taken_apart() -> None:
+    assert run(ABORTS_AT_TEARDOWN, world=2).returncode == -6  # what is guarded against
+    done = run(ABORTS_AT_TEARDOWN + LEAVES, world=2)
+    assert (done.returncode, done.stdout) == (3, "not yet flushed\nhandlers ran\n"), done.stderr
