@@ -35,6 +35,15 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file whole or not at all.
+
+    Raises:
+        OSError: if the folder cannot be made or written.
+    """
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
 def load_tensors(path: Path, *, advice: str) -> Any:
     """What a ``.pt`` or ``.pth`` file of tensors and plain containers holds, on the CPU.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from decovae.data.volumes import LeftOut
 from decovae.errors import InputError
-from decovae.files import write_atomically
+from decovae.files import write_text
 from decovae.generation.latent_space import LatentSpace
 from decovae.generation.shards import SHARD, found_shards, read_header, read_row, shard_path
 from decovae.losses.moments import ChannelMoments
@@ -134,8 +134,7 @@ def write_index(store: LatentStore) -> None:
         "rows": [{**asdict(row), "crc32": crc} for row, crc in zip(store.records, store.checksums, strict=True)],
         "left_out": [asdict(entry) for entry in store.left_out],
     }
-    text = json.dumps({**content, "digest": _digest(content)}, indent=1) + "\n"
-    write_atomically(store.folder / INDEX, lambda file: file.write(text.encode()))
+    write_text(store.folder / INDEX, json.dumps({**content, "digest": _digest(content)}, indent=1) + "\n")
 
 
 def open_latents(folder: Path) -> LatentStore:

@@ -17,7 +17,7 @@ from decovae.data.frame import Frame
 from decovae.data.resample import resample_crop
 from decovae.data.template import cohort_affine
 from decovae.errors import InputError
-from decovae.files import write_atomically
+from decovae.files import write_atomically, write_text
 
 NOTICE = "This volume is synthetic: a generative model made it. It is no scan of a person and no basis for a diagnosis."
 
@@ -49,16 +49,17 @@ def to_frame(image: Tensor, frame: Frame) -> np.ndarray:
     return resample_crop(volume, grid=frame.shape, corner=(0, 0, 0), size=frame.shape).clamp(min=0).numpy()
 
 
-def nifti_bytes(volume: np.ndarray, frame: Frame, *, label: str) -> bytes:
+def nifti_bytes(volume: np.ndarray, frame: Frame, *, label: str, kind: str = "synthetic") -> bytes:
     """A compressed NIfTI-1 file, the same bytes for the same arguments.
 
-    Its description begins with ``synthetic``. Its coordinates are called MNI-152 where its affine is that of the
+    Its description begins with what kind of volume it is. Its coordinates are called MNI-152 where its affine is that of the
     template's box (UK Biobank's), otherwise aligned to another image.
 
     Args:
         volume: `frame.shape`, float32.
         frame: of the volume.
         label: which sample it is, for the description, which is cut after 79 bytes.
+        kind: what it is, unless it is synthetic.
     """
     import nibabel as nib
     from nibabel.spatialimages import HeaderDataError
@@ -72,7 +73,7 @@ def nifti_bytes(volume: np.ndarray, frame: Frame, *, label: str) -> bytes:
         image.set_qform(affine, code, strip_shears=False)
     except HeaderDataError:  # a quaternion holds no shears
         image.set_qform(None, 0)
-    description = f"synthetic: DeCo-VAE {decovae.__version__} {label}".encode()
+    description = f"{kind}: DeCo-VAE {decovae.__version__} {label}".encode()
     image.header["descrip"] = description[:DESCRIPTION_BYTES].decode(errors="ignore").encode()
     return gzip.compress(image.to_bytes(), COMPRESSION, mtime=0)
 
@@ -123,5 +124,4 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -12,7 +12,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from decovae.errors import InputError
-from decovae.files import write_atomically
+from decovae.files import write_text
 from decovae.training.config import RunConfig
 from decovae.training.config_file import NAME, RETIRED, as_plain, leaves, read_plain
 
@@ -33,11 +33,6 @@ PATHS = ("data.root", "vae", "latents")
 """Options that name what a run is given; older runs kept them as they were typed."""
 
 INPUTS = "inputs.json"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file whole or not at all."""
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def check_folder(folder: Path, config: RunConfig) -> None:

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 import decovae
+from decovae.files import write_text
 from decovae.generation.flow_file import FLOW
 from decovae.losses.perceptual import RANDOM
 from decovae.models.weights import WEIGHTS_FILE
 from decovae.training.config import AdversarialConfig, TrainingConfig
-from decovae.training.run_folder import write_text
 from decovae.training.volumes import describe
 
 RECONSTRUCTION = {
