@@ -24,12 +24,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from decovae.data.cohort import open_cohort
 from decovae.data.patches import load_volume
 from decovae.data.template import tissue_maps
 from decovae.machine import describe
+from decovae.metrics.frechet import FeatureMoments, feature_moments, frechet_distance
+from decovae.metrics.slice_features import PLANES, SliceNetwork, random_network, volume_slices
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = {"none": ("draws",), "vad": ("draws", "mean")}
@@ -126,44 +128,19 @@ def _summary(run: Path) -> dict[str, Any]:
     return {name: value for name, value in summary.items() if name not in ("vae", "latents")}
 
 
-class RandomFeatures(nn.Module):
-    """The first layers of SqueezeNet with random weights from a fixed seed, averaged over a slice.
-
-    (N, 1, H, W) to (N, 128): fewer features than there are slices of 20 volumes, so that covariances have full rank.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        from torchvision.models import squeezenet1_1
-
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.features = squeezenet1_1(weights=None).features[:5].eval()
-
-    @torch.no_grad()
-    def forward(self, slices: Tensor) -> Tensor:
-        features: Tensor = self.features(slices.expand(-1, 3, -1, -1)).mean((2, 3))
-        return features
-
-
-def features_of(volumes: list[Tensor], network: RandomFeatures) -> list[Tensor]:
-    """For each plane the features of every second slice of the middle half of volumes (D, H, W), (slices, 128)."""
-    planes = []
-    for axis in range(3):
-        size = volumes[0].shape[axis]
-        chosen = torch.arange(size // 4, 3 * size // 4, 2)
-        planes.append(
-            torch.cat([network(volume.index_select(axis, chosen).movedim(axis, 0)[:, None]) for volume in volumes])
+def moments_of(volumes: list[Tensor], network: SliceNetwork) -> dict[str, FeatureMoments]:
+    """For each plane, moments of the features of every second slice of the middle half of volumes (D, H, W)."""
+    return {
+        plane: feature_moments(
+            torch.cat([network(volume_slices(volume, plane, every=2, central=0.5)) for volume in volumes])
         )
-    return planes
+        for plane in PLANES
+    }
 
 
-def distance(first: list[Tensor], second: list[Tensor]) -> float:
+def distance(first: dict[str, FeatureMoments], second: dict[str, FeatureMoments]) -> float:
     """Fréchet distance, averaged over planes."""
-    from monai.metrics.fid import get_fid_score
-
-    scores = [float(get_fid_score(a.double(), b.double())) for a, b in zip(first, second, strict=True)]
-    return sum(scores) / len(scores)
+    return sum(frechet_distance(first[plane], second[plane]) for plane in PLANES) / len(PLANES)
 
 
 def overlap(volumes: list[Tensor]) -> dict[str, float]:
@@ -203,16 +180,16 @@ def main() -> None:
     arguments = parser.parse_args()
     decos = [arguments.only] if arguments.only else list(TARGETS)
     rows = [chain(deco, arguments.runs, arguments.samples, QUICK if arguments.quick else {}) for deco in decos]
-    network = RandomFeatures()
+    network = random_network()
     unseen = cohort(UNSEEN, arguments.runs, decos[0])
     # The distance depends on how many volumes there are: everything is compared with the same, and as many.
     count = min(arguments.samples, len(unseen) // 2)
-    real = features_of(unseen[:count], network)
-    floor = distance(features_of(unseen[count : 2 * count], network), real)
+    real = moments_of(unseen[:count], network)
+    floor = distance(moments_of(unseen[count : 2 * count], network), real)
     for row in rows:
         for flow in row["flows"].values():
             volumes = generated(Path(flow.pop("samples")))
-            flow["frechet_random_features"] = distance(features_of(volumes[:count], network), real)
+            flow["frechet_random_features"] = distance(moments_of(volumes[:count], network), real)
             flow["dice_with_template"] = overlap(volumes)
     result = {
         "date": datetime.date.today().isoformat(),

@@ -126,9 +126,11 @@ STREAMS = {
     "_downsample_kernel": "loads and stores",
 }
 
-# Four channels, the paper's, in every form; more of them where registers are scarcest.
+# Four channels, the paper's, in every form; more of them where registers are scarcest. Float32, in which few train, is
+# compiled for one of the cards: it is compiling that takes the time.
 FORMS = [
-    *itertools.product(LATENT, (4,), DTYPES, FORMATS, (CAPABILITIES,)),
+    *itertools.product(LATENT, (4,), ("bfloat16",), FORMATS, (CAPABILITIES,)),
+    *itertools.product(LATENT, (4,), ("float32",), FORMATS, ((86,),)),
     *itertools.product(LATENT, (8,), ("bfloat16",), FORMATS, ((86,),)),
     *itertools.product(("decorrelation", "input_gradient"), (16,), ("bfloat16",), FORMATS, ((86,),)),
     *itertools.product(("decorrelation", "input_gradient"), (32, 64), ("bfloat16",), ("contiguous",), (CAPABILITIES,)),
