@@ -42,7 +42,7 @@ def test_a_command_explains_its_options(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("inform", "inform: no such command; choose info or encode or sample."),
+        ("inform", f"inform: no such command; choose {' or '.join(cli.COMMANDS)}."),
         ("info --card-gib -3", "--card-gib -3: must be above 0."),
         ("info --card-gib nan", "--card-gib nan: must be above 0."),
         ("info --card-gb 3", "--card-gb: no such option, did you mean --card-gib"),
