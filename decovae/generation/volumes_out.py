@@ -52,8 +52,8 @@ def to_frame(image: Tensor, frame: Frame) -> np.ndarray:
 def nifti_bytes(volume: np.ndarray, frame: Frame, *, label: str, kind: str = "synthetic") -> bytes:
     """A compressed NIfTI-1 file, the same bytes for the same arguments.
 
-    Its description begins with what kind of volume it is. Its coordinates are called MNI-152 where its affine is that of the
-    template's box (UK Biobank's), otherwise aligned to another image.
+    Its description begins with what kind of volume it is. Its coordinates are called MNI-152 where its affine is that
+    of the template's box (UK Biobank's), otherwise aligned to another image.
 
     Args:
         volume: `frame.shape`, float32.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from decovae.data.volumes import times
@@ -32,11 +32,27 @@ def latents_and_decoder(config: FlowConfig, runtime: Runtime) -> tuple[LatentSto
     source = None if config.vae is None else runtime.on_main(lambda: open_vae(config.vae))
     folder = config.latents
     if folder is None and source is not None:
-        folder = runtime.on_main(lambda: _existing(source)) or _encoded(source, config, runtime)
+        folder = latents_of(source, runtime, conditions=config.conditions)
     assert folder is not None
     runtime.on_main(lambda: _check(folder, source))
     store = open_latents(folder)
     return store, store.autoencoder_path if source is None else source.weights
+
+
+def latents_of(source: FinishedVAE, runtime: Runtime, *, conditions: Sequence[str] = ()) -> Path:
+    """The folder of a run's latents, or of those of the run whose decoder it tuned on the same data.
+
+    Where there are none, the run's volumes are encoded into its folder, by all processes.
+
+    Args:
+        source: the run.
+        runtime: the processes, all of which call this.
+        conditions: columns that the volumes need to have, before hours of encoding.
+
+    Raises:
+        InputError: if a run before it is not finished, its volumes cannot be had, or a condition is no column of them.
+    """
+    return runtime.on_main(lambda: _existing(source)) or _encoded(source, runtime, conditions)
 
 
 def _check(folder: Path, source: FinishedVAE | None) -> None:
@@ -55,14 +71,13 @@ def _check(folder: Path, source: FinishedVAE | None) -> None:
         )
 
 
-def _encoded(source: FinishedVAE, config: FlowConfig, runtime: Runtime) -> Path:
+def _encoded(source: FinishedVAE, runtime: Runtime, conditions: Sequence[str]) -> Path:
     data, out = source.config.data, source.folder / "latents"
     runtime.fill_caches(lambda: open_volumes(data))
     volumes = open_volumes(data)
     training, validation = split(volumes, data)
-    # Before hours of encoding, not after them.
     rows = [{"subject": record.subject, **record.columns} for record in volumes.records]
-    runtime.on_main(lambda: fit_conditions(config.conditions, rows, training))
+    runtime.on_main(lambda: fit_conditions(conditions, rows, training))
     encode_volumes(
         load_autoencoder(source.weights),
         volumes,

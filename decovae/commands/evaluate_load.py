@@ -1,0 +1,68 @@
+"""What both kinds of ``decovae evaluate`` open before they measure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from decovae.commands.evaluate import EvaluateConfig
+from decovae.data.volumes import Shape, Volumes
+from decovae.errors import InputError
+from decovae.evaluation.slices import Slicing, build_networks
+from decovae.evaluation.tools import Tools
+from decovae.generation.production import decoding_bytes, usual_batch
+from decovae.generation.side_by_side import volumes_at_once
+from decovae.models.autoencoder import AutoencoderConfig
+from decovae.runtime import Runtime
+from decovae.training.config import DataConfig
+from decovae.training.volumes import open_volumes, split
+
+
+class Evaluated(NamedTuple):
+    """What there is to write: `evaluation.json`, the rows of `volumes.csv`, and the folder for them."""
+
+    evaluation: dict[str, Any]
+    rows: list[dict[str, Any]]
+    out: Path
+
+
+def open_split(data: DataConfig, runtime: Runtime) -> tuple[Volumes, dict[str, list[int]]]:
+    """A run's volumes, and their indices by split; "all" is both.
+
+    Raises:
+        InputError: the volumes cannot be had.
+    """
+    runtime.fill_caches(lambda: open_volumes(data))
+    volumes = open_volumes(data)
+    training, validation = split(volumes, data)
+    return volumes, {"training": training, "validation": validation, "all": sorted([*training, *validation])}
+
+
+def open_tools(config: EvaluateConfig, runtime: Runtime, grid: Shape, autoencoder: AutoencoderConfig) -> Tools:
+    """Feature networks, and how many volumes to work on at once.
+
+    Raises:
+        InputError: weights are missing, or are no such network's.
+    """
+    networks = build_networks(
+        config.networks, runtime.device, radimagenet=config.radimagenet, inception=config.inception
+    )
+    on_cpu = runtime.device.type == "cpu"
+    threads = usual_batch(runtime.device, decoding_bytes(autoencoder, grid)) if on_cpu else 0
+    threads = threads or volumes_at_once(runtime, autoencoder, grid)
+    return Tools(runtime, grid, Slicing(networks, config.slice_every, config.cache), threads)
+
+
+def need_two(count: int, *, what: str, advice: str) -> None:
+    """Refuse a set that has no covariance.
+
+    Raises:
+        InputError: says what it is, and ends with the advice.
+    """
+    if count < 2:
+        raise InputError(f"{what} is {count} volume{'' if count == 1 else 's'}, and a covariance needs 2; {advice}.")
+
+
+def unwritable(out: Path, error: OSError) -> InputError:
+    """The sentence about a folder that cannot be written."""
+    return InputError(f"--out {out}: cannot be written ({error.strerror or error}); give another folder.")
