@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from bench import machine
 from bench.table import share_of_floor
+from decovae import machine
 
 
 @pytest.hookimpl

@@ -21,7 +21,11 @@ class Command(NamedTuple):
 COMMANDS = {
     "info": Command("Versions, devices, kernels, and the largest patch that fits a card.", "decovae.commands.info"),
     "encode": Command("Latents of a cohort, by a trained autoencoder.", "decovae.commands.encode"),
+    "analyze": Command("How latents use their channels: Table 1, Figures 1b, 2 and 3.", "decovae.commands.analyze"),
     "sample": Command("New volumes from a trained flow, labelled as synthetic.", "decovae.commands.sample"),
+    "evaluate": Command("Reconstructions or samples, measured like the paper's.", "decovae.commands.evaluate"),
+    "study": Command("The paper's models, its Tables 1 to 5, and a page on them.", "decovae.commands.study"),
+    "report": Command("One self-contained page on runs: tables, figures, a viewer.", "decovae.commands.report"),
 }
 """Modules are imported when their command is given, so that none pays for what another needs."""
 

@@ -1,0 +1,149 @@
+"""The paper's tables: what goes into which row, and their text forms."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from decovae.report.models import Model, RunInfo, SampleSet
+from decovae.report.paper import LATENTS, QUALITY
+from decovae.report.table_text import comma_separated, escape_latex, latex, markdown, write_tables
+from decovae.report.tables import PaperTable, study_tables
+
+
+def reconstruction(psnr: float, network: str = "random", lpips: float | None = None) -> dict:
+    interval = {"mean": psnr, "low": psnr - 1, "high": psnr + 1}
+    measures = {
+        "psnr": interval,
+        "ssim": {**interval, "mean": 0.9},
+        "lpips": None if lpips is None else {"mean": lpips},
+    }
+    return {"kind": "reconstruction", "measures": measures, "frechet": {network: {"average": psnr / 10}}}
+
+
+def generation(distance: float, network: str = "random") -> dict:
+    planes = {"axial": distance, "coronal": distance + 1, "sagittal": distance + 2, "average": distance + 1}
+    return {"kind": "generation", "frechet": {network: planes}}
+
+
+def model(deco: str, psnr: float, *, seed: int = 42, network: str = "random", data: str = "template cohort") -> Model:
+    """A model whose PSNR rises by 1 dB, and whose distances fall by a half, when its decoder is tuned."""
+    analysis = {"cosine_similarity": psnr / 100, "effective_rank": psnr / 10}
+
+    def run(stage: str, evaluation: dict | None, samples: dict | None = None) -> RunInfo:
+        return RunInfo(Path("/runs") / stage, stage, {}, {}, (), analysis, evaluation, samples or {})
+
+    samples = {
+        phase: SampleSet(Path("/runs/samples") / phase, {"seed": seed}, generation(distance, network))
+        for phase, distance in (("before", 4.0), ("after", 2.0))
+    }
+    return Model(
+        deco,
+        deco,
+        seed,
+        "quickstart",
+        data,
+        run("vae", reconstruction(psnr, network)),
+        run("decoder", reconstruction(psnr + 1, network)),
+        run("flow", None, samples),
+    )
+
+
+def all_four(**options: str) -> list[Model]:
+    return [model(deco, psnr, **options) for deco, psnr in (("none", 20), ("cov", 21), ("sid", 23), ("vad", 22))]
+
+
+def test_the_paper_s_averages_are_those_of_its_planes() -> None:
+    """A slip in copying the numbers would show."""
+    for *_, axial, coronal, sagittal, average in QUALITY.values():
+        assert average == pytest.approx((axial + coronal + sagittal) / 3, abs=1e-3)
+    assert [rank for _, rank in LATENTS.values()] == sorted(rank for _, rank in LATENTS.values())
+
+
+def test_rows_hold_what_the_paper_s_rows_hold() -> None:
+    tables = {table.number: table for table in study_tables(all_four())}
+    assert [row.label for row in tables[1].rows] == ["MAISI-VAE", "+ COV", "DeCo-VAE (SID)", "DeCo-VAE (VAD)"]
+    # Tables 2 and 3: the baseline as trained, the others after fine-tuning.
+    assert [row.ours[0].mean for row in tables[2].rows] == [20, 24, 23]
+    assert [row.paper[0] for row in tables[2].rows] == [32.80, 33.77, 33.64]
+    assert [[cell.mean for cell in row.ours] for row in tables[3].rows] == [[4, 5, 6, 5], [2, 3, 4, 3], [2, 3, 4, 3]]
+    assert [row.label for row in tables[4].rows][::2] == ["VAE", "VAE + SID", "VAE + VAD"]
+    assert [row.ours[0].mean for row in tables[4].rows] == [20, 21, 23, 24, 22, 23]
+    assert [row.ours[0].mean for row in tables[5].rows] == [21, 22, 23]
+    assert tables[5].rows[1].paper == (33.77, 0.963, 0.024, 6.015, 6.334, 7.644, 4.789, 6.256)
+
+
+def test_best_and_second_best_are_marked() -> None:
+    table = study_tables(all_four())[3]
+    assert table.marks(0) == {3: "best", 2: "second", 5: "second"}  # PSNR, higher is better: 24, then 23 twice
+    assert table.marks(7) == {1: "best", 3: "best", 5: "best"}  # lower is better; of two values one is best
+    assert table.marks(2) == {}  # LPIPS was not measured
+
+
+def test_proxies_and_the_cohort_are_named() -> None:
+    table = study_tables(all_four())[3]
+    text = markdown(table)
+    assert "template cohort" in text
+    assert "a proxy" in text
+    assert table.columns[3].heading == "rFD ↓"  # not the paper's rFID
+    assert "LPIPS was not measured" in text
+    real = markdown(study_tables(all_four(network="radimagenet", data="ukb"))[3])
+    assert "proxy" not in real
+    assert "template" not in real
+    assert "rFID" in real
+
+
+def test_models_of_different_features_are_compared_by_none_of_them() -> None:
+    mixed = [model("none", 20, network="radimagenet"), model("vad", 22)]
+    assert all(cell is None or cell.mean != 2.0 for row in study_tables(mixed)[1].rows for cell in row.ours[3:])
+
+
+def test_seeds_are_averaged() -> None:
+    models = [model("vad", psnr, seed=seed) for psnr, seed in ((22, 1), (24, 2))]
+    table = study_tables(models)[1]
+    assert table.rows[0].ours[0].values == (23, 25)
+    assert "24.00 ± 1.41" in markdown(table)
+    assert "seeds 1, 2" in " ".join(table.notes)
+
+
+def test_missing_models_leave_no_row_and_nothing_measured_is_said() -> None:
+    tables = study_tables([model("vad", 22)])
+    assert [len(table.rows) for table in tables] == [1, 1, 1, 2, 1]
+    assert all("Not measured." in markdown(table) for table in study_tables([]))
+
+
+def test_a_table_survives_json() -> None:
+    for table in study_tables(all_four()):
+        assert PaperTable.from_dict(json.loads(json.dumps(table.as_dict()))) == table
+
+
+def test_csv_has_ours_and_the_paper_s_in_columns_of_their_own() -> None:
+    rows = list(csv.DictReader(io.StringIO(comma_separated(study_tables(all_four())[3]))))
+    assert rows[1] == rows[1] | {
+        "model": "VAE + DFT",
+        "PSNR": "21.0",
+        "PSNR sd": "",
+        "PSNR paper": "32.99",
+        "LPIPS": "",
+    }
+
+
+def test_latex_is_balanced_and_escaped() -> None:
+    for table in study_tables(all_four()):
+        text = latex(table)
+        rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+        assert {line.count(" & ") for line in rows} == {len(table.columns)}
+        assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+        assert not any(sign in text for sign in "↑↓±–")
+    assert escape_latex(r"50 % of a_b & \c") == r"50 \% of a\_b \& \textbackslash{}c"
+
+
+def test_files_are_written_for_each_table(tmp_path: Path) -> None:
+    write_tables(study_tables(all_four()), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        f"table{number}.{suffix}" for number in range(1, 6) for suffix in ("csv", "md", "tex")
+    )
