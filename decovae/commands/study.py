@@ -131,7 +131,6 @@ def _split(option: str, text: str) -> tuple[str, ...]:
 
 def _study(config: StudyConfig, options: StudyOptions) -> None:
     import datetime
-    import time
 
     import torch
 
@@ -143,7 +142,6 @@ def _study(config: StudyConfig, options: StudyOptions) -> None:
     from decovae.report.table_text import markdown, write_tables
     from decovae.report.tables import study_tables
 
-    since = time.perf_counter()
     gpus = torch.cuda.device_count() if config.device != "cpu" else 0
     cores = torch.get_num_threads()
     jobs = config.jobs or (1 if gpus else min(4, cores))
@@ -172,7 +170,6 @@ def _study(config: StudyConfig, options: StudyOptions) -> None:
         "data": sorted({model.data for model in models}),
         "steps": {stage: run.config["steps"] for stage, run in models[0].runs.items()},
         "samples": options.samples,
-        "seconds": round(time.perf_counter() - since, 1),
         "tables": [table.as_dict() for table in tables],
     }
     record.write()

@@ -15,10 +15,7 @@ from PIL import Image
 from decovae.data.frame import Frame
 from decovae.data.volumes import affine_rows
 from decovae.errors import InputError
-from decovae.generation.contact_sheet import PLANES, central_planes, pixel_sizes
-
-SHOWN = ("axial", "coronal")
-"""Planes of a picture, from left to right."""
+from decovae.generation.contact_sheet import central_planes, pixel_sizes
 
 HEIGHT = 218
 """Pixels of a picture, about a millimetre each."""
@@ -59,7 +56,7 @@ def read_scan(path: Path) -> Scan:
 
 
 def grey_picture(scan: Scan) -> str:
-    """The `SHOWN` planes through the centre side by side, intensity 0 black and 1 white, as a data address."""
+    """The three planes through the centre side by side, intensity 0 black and 1 white, as a data address."""
     return data_uri(_montage(scan.voxels, scan.frame))
 
 
@@ -95,11 +92,9 @@ def png_uri(content: bytes) -> str:
 
 def _montage(volume: np.ndarray, frame: Frame) -> Image.Image:
     images = []
-    for name, plane, (down, across) in zip(PLANES, central_planes(volume), pixel_sizes(frame), strict=True):
-        if name in SHOWN:
-            tall, wide = plane.shape[0] * down, plane.shape[1] * across
-            pixels = Image.fromarray(np.round(255 * plane).astype(np.uint8))
-            images.append((pixels, wide, tall))
+    for plane, (down, across) in zip(central_planes(volume), pixel_sizes(frame), strict=True):
+        tall, wide = plane.shape[0] * down, plane.shape[1] * across
+        images.append((Image.fromarray(np.round(255 * plane).astype(np.uint8)), wide, tall))
     scale = HEIGHT / max(tall for _, _, tall in images)
     resized = [
         image.resize((round(wide * scale), round(tall * scale)), Image.Resampling.BILINEAR)

@@ -105,7 +105,7 @@ def comparisons(models: Sequence[Model], *, most: int = 1) -> list[Comparison]:
     for subject, path in list(subjects(models).items())[:most]:
         rows = [PictureRow(model.name, list(_reconstructions(model, subject))) for model in models]
         original = Picture(
-            grey_picture(read_scan(path)), f"Original of {subject}: axial and coronal slice.", "original"
+            grey_picture(read_scan(path)), f"Original of {subject}: axial, coronal and sagittal slice.", "original"
         )
         found.append(Comparison(subject, original, [row for row in rows if row.pictures]))
     return found
@@ -127,7 +127,7 @@ def sample_rows(models: Sequence[Model]) -> tuple[list[PictureRow], str]:
         pictures = [
             Picture(
                 grey_picture(read_scan(path)),
-                f"Synthetic sample {number} of {model.name}, seed {seed}: axial and coronal slice.",
+                f"Synthetic sample {number} of {model.name}, seed {seed}: axial, coronal and sagittal slice.",
                 f"sample {number}",
             )
             for number, path in enumerate(sample_files(model, phase)[:SAMPLES_SHOWN])

@@ -32,7 +32,7 @@ SCRIPTS = Path(__file__).resolve().parents[2]
 
 
 class Record:
-    """``study.json``: what the study is, and for each cell its command, when it ended, seconds and peak memory.
+    """``study.json``: what the study is, the seconds it took, and of each cell command, end, seconds and peak memory.
 
     Args:
         folder: of the study.
@@ -44,7 +44,14 @@ class Record:
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
         self.path = folder / RECORD
-        self.content: dict[str, Any] = {"kind": "study", "version": VERSION, **facts, "cells": read_cells(self.path)}
+        earlier = read_record(self.path)
+        self.content: dict[str, Any] = {
+            "kind": "study",
+            "version": VERSION,
+            **facts,
+            "seconds": earlier["seconds"],
+            "cells": earlier["cells"],
+        }
 
     def done(self, cell: Cell) -> bool:
         """Whether the cell's result is there, and not of other arguments."""
@@ -55,6 +62,11 @@ class Record:
         """Whether the cell's result is older than that of ``before``, which it needs, as far as both ran here."""
         cells = self.content["cells"]
         return bool(cell.name in cells and before in cells and cells[cell.name]["finished"] < cells[before]["finished"])
+
+    def add_seconds(self, seconds: float) -> None:
+        """Add to the time that the study took, and write the file."""
+        self.content["seconds"] = round(self.content["seconds"] + seconds, 1)
+        self.write()
 
     def note(self, cell: Cell, *, seconds: float, peak_memory_gb: float) -> None:
         """Note a success, and write the file."""
@@ -71,16 +83,17 @@ class Record:
         write_text(self.path, json.dumps(self.content, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_cells(path: Path) -> dict[str, Any]:
-    """The cells in a ``study.json``; none where there is no file.
+def read_record(path: Path) -> dict[str, Any]:
+    """The ``seconds`` that a study took so far and its ``cells``, from its ``study.json``; none where there is no file.
 
     Raises:
         InputError: it is damaged.
     """
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["cells"])
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {"seconds": float(content["seconds"]), "cells": dict(content["cells"])}
     except FileNotFoundError:
-        return {}
+        return {"seconds": 0.0, "cells": {}}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: cannot be read ({type(error).__name__}); remove it: the runs beside it are found again."
@@ -137,7 +150,7 @@ class Runner:
         if skipped := len(planned) - len(waiting):
             print(f"{skipped} of {len(planned)} steps are done.", flush=True)
         self.total = len(planned)
-        with self._interruptible():
+        with self._interruptible(), self._timed():
             while waiting or self.running:
                 for cell in [cell for cell in waiting if not todo.intersection(cell.after)]:
                     if len(self.running) < self.jobs:
@@ -203,6 +216,14 @@ class Runner:
         for entry in self.running:
             entry.process.wait()
         self.running.clear()
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.record.add_seconds(time.perf_counter() - since)
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
