@@ -65,7 +65,10 @@ def main() -> int:
     study = json.loads(arguments.study.read_text(encoding="utf-8"))
     path = ROOT / "README.md"
     found = path.read_text(encoding="utf-8")
-    text = replaced(found, section(study, name=str(arguments.study.resolve().relative_to(ROOT))))
+    given = arguments.study.resolve()
+    if not given.is_relative_to(ROOT):
+        parser.error(f"{arguments.study} lies outside {ROOT}: copy it to bench/results, where the README can name it")
+    text = replaced(found, section(study, name=str(given.relative_to(ROOT))))
     if arguments.check:
         return int(text != found)
     path.write_text(text, encoding="utf-8")

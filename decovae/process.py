@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import threading
 from typing import NoReturn
 
 
@@ -16,7 +17,8 @@ def leave(code: int) -> NoReturn:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         sys.exit(code)
-    atexit._run_exitfuncs()  # ends loader processes and waits for threads, as leaving otherwise would
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as leaving otherwise would,
+    atexit._run_exitfuncs()  # and ends loader processes
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -7,12 +7,16 @@ import subprocess
 import sys
 
 LEAVES = """
-import atexit
+import atexit, concurrent.futures, time
 from decovae.process import leave
 atexit.register(print, "handlers ran")
+pool = concurrent.futures.ThreadPoolExecutor(1)
+pool.submit(lambda: (time.sleep(0.3), print("a thread's last words")))
 print("not yet flushed")
 leave(3)
 """
+
+SAID = "not yet flushed\na thread's last words\nhandlers ran\n"
 
 ABORTS_AT_TEARDOWN = """
 import os
@@ -35,10 +39,10 @@ def run(program: str, *, world: int) -> subprocess.CompletedProcess[str]:
 
 def test_alone_it_leaves_as_any_process_does() -> None:
     done = run(LEAVES, world=1)
-    assert (done.returncode, done.stdout) == (3, "not yet flushed\nhandlers ran\n"), done.stderr
+    assert (done.returncode, done.stdout) == (3, SAID), done.stderr
 
 
 def test_among_others_nothing_is_taken_apart() -> None:
     assert run(ABORTS_AT_TEARDOWN, world=2).returncode == -6  # what is guarded against
     done = run(ABORTS_AT_TEARDOWN + LEAVES, world=2)
-    assert (done.returncode, done.stdout) == (3, "not yet flushed\nhandlers ran\n"), done.stderr
+    assert (done.returncode, done.stdout) == (3, SAID), done.stderr

@@ -104,8 +104,6 @@ def study_options(config: StudyConfig) -> StudyOptions:
     for option, number in (("--jobs", config.jobs), ("--processes", config.processes)):
         if number is not None and number < 1:
             raise InputError(f"{option} {number}: must be at least 1.")
-    if config.radimagenet is not None and not config.radimagenet.is_file():
-        raise InputError(f"--radimagenet {config.radimagenet}: no such file.")
     data = plan.vae if config.data.root is None else ("--data.root", str(config.data.root))
     features = () if config.radimagenet is None else ("--radimagenet", str(config.radimagenet))
     return StudyOptions(
@@ -136,12 +134,15 @@ def _study(config: StudyConfig, options: StudyOptions) -> None:
 
     import decovae
     from decovae.machine import describe
+    from decovae.metrics.slice_features import radimagenet_network
     from decovae.report.collect import collect
     from decovae.report.page import write_report
     from decovae.report.study_run import Record, Runner
     from decovae.report.table_text import markdown, write_tables
     from decovae.report.tables import study_tables
 
+    if config.radimagenet is not None:
+        radimagenet_network(config.radimagenet)  # what it is not is better said now than after the trainings
     gpus = torch.cuda.device_count() if config.device != "cpu" else 0
     cores = torch.get_num_threads()
     jobs = config.jobs or (1 if gpus else min(4, cores))

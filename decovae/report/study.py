@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from decovae.generation.sample_folder import CONTACT_SHEET
 from decovae.losses.objective import Decorrelation
 from decovae.report.models import AFTER, BEFORE
 from decovae.training.config import Preset
@@ -75,6 +76,11 @@ class Cell:
     after: tuple[str, ...] = ()
     stage: int = 0
 
+    @property
+    def overwrites(self) -> bool:
+        """Whether it can be run again over its result: analyses and evaluations can, what they measure is kept."""
+        return self.tool == "decovae" and self.arguments[0] in ("analyze", "evaluate")
+
 
 @dataclass(frozen=True)
 class StudyOptions:
@@ -131,9 +137,9 @@ def _model_cells(deco: str, seed: int, options: StudyOptions) -> Iterator[Cell]:
         yield evaluate(f"evaluate-{run.name}", [run], run / "evaluation", [run.name], 5)
         out = flow / "samples" / phase
         sample = ["sample", flow, "-n", options.samples, "--decoder", run, "--out", out, *seeded]
-        last = out / f"sample-{options.samples - 1:05d}.json"
-        yield cell(f"sample-{phase}", "decovae", sample, last, ["flow", run.name], 6)
-        measured = [flow, "--samples", out]
+        sheet = out / CONTACT_SHEET  # which is drawn when all samples are there
+        yield cell(f"sample-{phase}", "decovae", sample, sheet, ["flow", run.name], 6)
+        measured = [flow, "--samples", out, "-n", options.samples]
         yield evaluate(f"evaluate-{phase}", measured, out / "evaluation", [f"sample-{phase}"], 7)
 
 

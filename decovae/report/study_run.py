@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -58,10 +60,11 @@ class Record:
         entry = self.content["cells"].get(cell.name)
         return cell.done.is_file() and (entry is None or entry["arguments"] == list(cell.arguments))
 
-    def older(self, cell: Cell, before: str) -> bool:
-        """Whether the cell's result is older than that of ``before``, which it needs, as far as both ran here."""
+    def older(self, cell: Cell) -> bool:
+        """Whether the cell's result is older than one that it was made from, as far as both were made here."""
         cells = self.content["cells"]
-        return bool(cell.name in cells and before in cells and cells[cell.name]["finished"] < cells[before]["finished"])
+        ends = [cells[name]["finished"] for name in cell.after if name in cells]
+        return bool(ends and cell.name in cells and cells[cell.name]["finished"] < max(ends))
 
     def add_seconds(self, seconds: float) -> None:
         """Add to the time that the study took, and write the file."""
@@ -72,7 +75,7 @@ class Record:
         """Note a success, and write the file."""
         self.content["cells"][cell.name] = {
             "arguments": list(cell.arguments),
-            "finished": time.time(),
+            "finished": cell.done.stat().st_mtime,  # a command that found its result there has left it as it was
             "seconds": round(seconds, 1),
             "peak_memory_gb": round(peak_memory_gb, 2),
         }
@@ -100,27 +103,31 @@ def read_record(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def unfinished(planned: Sequence[Cell], record: Record) -> list[Cell]:
-    """The cells to run: those whose result is not there, and all that need one that was or will be run after them.
+def to_run(cell: Cell, record: Record) -> bool:
+    """Whether a cell whose needs are there has to be run: its result is not there, of other arguments, or outdated.
 
     A result that is there and not in the record was made by other means, such as a cluster's, and is taken as it is.
+
+    Raises:
+        InputError: it is outdated, and its command would not make it anew.
     """
-    again: list[Cell] = []
-    names: set[str] = set()
-    for cell in planned:
-        if not record.done(cell) or any(name in names or record.older(cell, name) for name in cell.after):
-            again.append(cell)
-            names.add(cell.name)
-    return again
+    outdated = cell.done.is_file() and record.older(cell)
+    if outdated and not cell.overwrites:
+        raise InputError(
+            f"{cell.done.parent}: was made from results that are others now; remove that folder, and the same command "
+            "makes it again."
+        )
+    return outdated or not record.done(cell)
 
 
 @dataclass
 class Running:
-    """A command that runs."""
+    """A command that runs, when it began, and where in its log."""
 
     cell: Cell
     process: subprocess.Popen[bytes]
     since: float
+    log_start: int
 
 
 class Runner:
@@ -137,29 +144,36 @@ class Runner:
     def __init__(self, folder: Path, record: Record, *, jobs: int, processes: int, threads: int) -> None:
         self.folder, self.record, self.jobs, self.processes, self.threads = folder, record, jobs, processes, threads
         self.running: list[Running] = []
+        self.lock = -1
 
     def run(self, planned: Sequence[Cell]) -> None:
         """Run what is not done.
 
         Raises:
             RunError: a command failed; its message has the end of its log. What ran beside it is stopped.
-            KeyboardInterrupt: after SIGINT or SIGTERM, once what ran has stopped where it can go on.
+            InputError: a command refused its input, a result is outdated, or the folder is in use.
+            KeyboardInterrupt: after SIGINT, SIGTERM or SIGHUP, once what ran has stopped where it can go on.
         """
-        waiting = unfinished(planned, self.record)
-        todo = {cell.name for cell in waiting}
-        if skipped := len(planned) - len(waiting):
-            print(f"{skipped} of {len(planned)} steps are done.", flush=True)
-        self.total = len(planned)
-        with self._interruptible(), self._timed():
+        waiting, todo = list(planned), {cell.name for cell in planned}
+        self.total, skipped = len(planned), 0
+        with self._alone(), self._stopping(), self._timed():
             while waiting or self.running:
                 for cell in [cell for cell in waiting if not todo.intersection(cell.after)]:
-                    if len(self.running) < self.jobs:
+                    if not to_run(cell, self.record):
+                        waiting.remove(cell)
+                        todo.discard(cell.name)
+                        skipped += 1
+                    elif len(self.running) < self.jobs:
                         waiting.remove(cell)
                         self.running.append(self._start(cell))
+                if not self.running:
+                    continue  # what could be skipped may let others begin
                 time.sleep(POLL)
                 for cell in self._ended():
                     todo.discard(cell.name)
                     print(self._line(cell, self.total - len(todo)), flush=True)
+        if skipped:
+            print(f"{skipped} of {self.total} steps were done before.", flush=True)
 
     def _line(self, cell: Cell, done: int) -> str:
         seconds = self.record.content["cells"][cell.name]["seconds"]
@@ -176,14 +190,16 @@ class Runner:
         log = self._log(cell)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
+            log_start = output.tell()
             process = subprocess.Popen(
                 [*launcher, *tool, *cell.arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "OMP_NUM_THREADS": str(self.threads)},
                 start_new_session=True,  # signals reach it through `_stop` alone, and once
+                pass_fds=(self.lock,),  # held as long as it runs, should this process be killed
             )
-        return Running(cell, process, time.perf_counter())
+        return Running(cell, process, time.perf_counter(), log_start)
 
     def _ended(self) -> Iterator[Cell]:
         """Cells that have ended with success since the last look."""
@@ -194,20 +210,22 @@ class Runner:
             self.running.remove(entry)
             entry.process.returncode = code = os.waitstatus_to_exitcode(status)
             if code != 0 or not entry.cell.done.is_file():
-                self._stop()
-                raise RunError(self._failure(entry.cell, code))
+                raise self._failure(entry, code)
             kilobytes = usage.ru_maxrss / (1024 if sys.platform == "darwin" else 1)  # there it counts bytes
             self.record.note(
                 entry.cell, seconds=time.perf_counter() - entry.since, peak_memory_gb=kilobytes * 1024 / 1e9
             )
             yield entry.cell
 
-    def _failure(self, cell: Cell, code: int) -> str:
-        log = self._log(cell)
-        text = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        said = " ".join(line.strip() for line in text[-LAST_LINES:]) or "it said nothing"
+    def _failure(self, entry: Running, code: int) -> InputError | RunError:
+        cell, log = entry.cell, self._log(entry.cell)
+        text = log.read_bytes()[entry.log_start :].decode(errors="replace").strip()
+        errors = re.findall(r"^error: (.*)$", text, re.MULTILINE)  # ours; what torchrun says follows it
+        said = errors[-1] if errors else " ".join(text.splitlines()[-LAST_LINES:]) or "it said nothing"
+        if code == 2 or re.search(r"exitcode\s*: 2\b", text):
+            return InputError(f"{cell.name}: {said}")
         how = f"ended with exit code {code}" if code else f"left no {cell.done.name}"
-        return f"{cell.name} {how}: {said} (all of it: {log}). The same command goes on from there."
+        return RunError(f"{cell.name} {how}: {said} (all of it: {log}). The same command goes on from there.")
 
     def _stop(self) -> None:
         """Ask what runs to stop, and wait for it: trainings write a checkpoint first."""
@@ -226,20 +244,37 @@ class Runner:
             self.record.add_seconds(time.perf_counter() - since)
 
     @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """SIGTERM is taken like Ctrl-C, and either stops what runs."""
+    def _stopping(self) -> Iterator[None]:
+        """SIGTERM and SIGHUP are taken like Ctrl-C, and nothing that was started outlives this, however it ends."""
 
         def interrupt(*_: object) -> None:
             raise KeyboardInterrupt
 
-        before = signal.signal(signal.SIGTERM, interrupt)
+        before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
         try:
             yield
-        except KeyboardInterrupt:
-            self._stop()
-            raise
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self._stop()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Two studies in one folder would write the same runs; the lock ends with this process and all it started.
+
+        Raises:
+            InputError: another one holds it.
+        """
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise InputError(
+                    f"--out {self.folder}: another decovae study, or a command that one left behind, runs there; wait "
+                    "for it, or end it."
+                ) from error
+            self.lock = file.fileno()
+            yield
 
 
 def script(name: str) -> Path:

@@ -118,7 +118,7 @@ def _rows(
 
     def shown(number: int, place: int, column: Column, cell: Cell | None, paper: float | None) -> str:
         ours = MISSING if cell is None else cell.shown(column.digits)
-        theirs = MISSING if paper is None else f"{paper:.{column.digits}f}"
+        theirs = MISSING if paper is None else f"{paper:.{column.paper_digits}f}"
         return form.format(ours=styles[marks[place].get(number)](escape(ours)), paper=escape(theirs))
 
     return [

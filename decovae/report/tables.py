@@ -18,16 +18,20 @@ LOSSES = {"none": "VAE", "cov": "VAE + COV", "sid": "VAE + SID", "vad": "VAE + V
 NETWORKS = ("radimagenet", "inception", "random")
 """Features of the Fréchet distance, the paper's first; tables show the first that all models were measured with."""
 
+PARTS = ("axial", "coronal", "sagittal", "average")
+"""Of a Fréchet distance."""
+
 Mark = Literal["best", "second"]
 
 
 @dataclass(frozen=True)
 class Column:
-    """A measure: its name, the decimals it is shown with, and which way is better."""
+    """A measure: its name, the decimals that ours and the paper's are shown with, and which way is better."""
 
     label: str
     digits: int
     better: Literal["higher", "lower"]
+    paper_digits: int
 
     @property
     def heading(self) -> str:
@@ -37,9 +41,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """What the runs of one row measured, one value a seed."""
+    """What the runs of one row measured, one value a seed, and of how many runs there are."""
 
     values: tuple[float, ...]
+    runs: int
 
     @property
     def mean(self) -> float:
@@ -48,9 +53,10 @@ class Cell:
 
     def shown(self, digits: int) -> str:
         """The value, or mean ± standard deviation of several seeds."""
+        some = "" if len(self.values) == self.runs else f" (n = {len(self.values)})"
         if len(self.values) == 1:
-            return f"{self.mean:.{digits}f}"
-        return f"{self.mean:.{digits}f} ± {statistics.stdev(self.values):.{digits}f}"
+            return f"{self.mean:.{digits}f}{some}"
+        return f"{self.mean:.{digits}f} ± {statistics.stdev(self.values):.{digits}f}{some}"
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ class PaperTable:
         """
 
         def cell(found: Mapping[str, Any] | None) -> Cell | None:
-            return None if found is None else Cell(tuple(found["values"]))
+            return None if found is None else Cell(tuple(found["values"]), found["runs"])
 
         rows = [Row(row["label"], tuple(map(cell, row["ours"])), tuple(row["paper"])) for row in entry["rows"]]
         columns = [Column(**column) for column in entry["columns"]]
@@ -151,16 +157,16 @@ def _of(models: Sequence[Model], deco: str) -> list[Model]:
 
 def _cell(values: Sequence[Any]) -> Cell | None:
     numbers = tuple(float(value) for value in values if value is not None)
-    return Cell(numbers) if numbers else None
+    return Cell(numbers, len(values)) if numbers else None
 
 
 def _latents(models: Sequence[Model]) -> PaperTable:
-    columns = (Column("cosine similarity", 4, "lower"), Column("effective rank", 2, "higher"))
+    columns = (Column("cosine similarity", 4, "lower", 4), Column("effective rank", 2, "higher", 2))
     rows = []
     for deco in ("none", "cov", "sid", "vad"):
-        analyses = [model.analysis for model in _of(models, deco) if model.analysis is not None]
-        if analyses:
-            ours = tuple(_cell([each[key] for each in analyses]) for key in ("cosine_similarity", "effective_rank"))
+        analyses = [model.analysis or {} for model in _of(models, deco)]
+        if any(analyses):
+            ours = tuple(_cell([each.get(key) for each in analyses]) for key in ("cosine_similarity", "effective_rank"))
             rows.append(Row(NAMES[deco], ours, LATENTS.get(deco, (None, None))))
     notes = ["The paper has no row on COV here."] if _of(models, "cov") else []
     return PaperTable(1, "Use of the latent channels", columns, tuple(rows), (*notes, *_common(models)))
@@ -174,11 +180,14 @@ class _Quality:
         self.network = self._network()
         distance, digits = ("FD", 4) if self.network == "random" else ("FID", 3)
         self.columns = (
-            Column("PSNR", 2, "higher"),
-            Column("SSIM", 3, "higher"),
-            Column("LPIPS", 3, "lower"),
-            Column(f"r{distance}", digits, "lower"),
-            *(Column(f"g{distance} {part}", digits, "lower") for part in ("axial", "coronal", "sagittal", "average")),
+            Column("PSNR", 2, "higher", 2),
+            Column("SSIM", 3, "higher", 3),
+            Column("LPIPS", 3, "lower", 3),
+            Column(f"r{distance}", digits, "lower", 3),
+            *(
+                Column(f"g{distance} {part}", digits, "lower", 3)
+                for part in ("axial", "coronal", "sagittal", "average")
+            ),
         )
 
     def table(
@@ -206,15 +215,18 @@ class _Quality:
     def _measured(model: Model, phase: Phase) -> bool:
         return model.reconstruction(phase) is not None or model.generation(phase) is not None
 
-    def _network(self) -> str:
-        evaluations = [
+    def _evaluations(self) -> list[Mapping[str, Any]]:
+        return [
             found
             for model in self.models
             for phase in (BEFORE, AFTER)
             for found in (model.reconstruction(phase), model.generation(phase))
             if found is not None
         ]
-        return next((name for name in NETWORKS if all(name in each["frechet"] for each in evaluations)), "random")
+
+    def _network(self) -> str:
+        found = self._evaluations()
+        return next((name for name in NETWORKS if all(name in each["frechet"] for each in found)), "random")
 
     def _value(self, key: Key, column: int) -> Cell | None:
         deco, phase = key
@@ -229,7 +241,7 @@ class _Quality:
             measure = evaluation["measures"].get(("psnr", "ssim", "lpips")[column])
             return None if measure is None else measure["mean"]
         distances = evaluation["frechet"].get(self.network, {})
-        return distances.get("average" if column == 3 else ("axial", "coronal", "sagittal", "average")[column - 4])
+        return distances.get("average" if column == 3 else PARTS[column - 4])
 
     def _notes(self) -> list[str]:
         notes = list(_common(self.models))
@@ -240,9 +252,11 @@ class _Quality:
             )
         elif self.network == "inception":
             notes.append("rFID and gFID are of ImageNet's Inception features, the paper's of RadImageNet's.")
-        if all(self._value((model.deco, phase), 2) is None for model in self.models for phase in (BEFORE, AFTER)):
-            notes.append("LPIPS was not measured: its pretrained features were not at hand.")
-        return notes
+        found = self._evaluations()
+        reasons = dict.fromkeys(str(each["lpips_note"]) for each in found if each.get("lpips_note"))
+        notes += [f"LPIPS: {reason}." for reason in reasons]
+        partial = dict.fromkeys(str(each["partial"]) for each in found if each.get("partial"))
+        return notes + [f"Partial: {sentence}." for sentence in partial]
 
 
 def _common(models: Sequence[Model]) -> list[str]:

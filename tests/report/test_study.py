@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -17,7 +19,7 @@ from decovae import cli
 from decovae.errors import InputError, RunError
 from decovae.report import study_run
 from decovae.report.study import DECOS, PLANS, Cell, StudyOptions, cells, command_list
-from decovae.report.study_run import Record, Runner, unfinished
+from decovae.report.study_run import Record, Runner, to_run
 
 SCRIPT = """
 import os, sys, time
@@ -84,24 +86,82 @@ def test_steps_run_in_order_side_by_side_and_once(tmp_path: Path) -> None:
     assert (written(tmp_path, "a"), written(tmp_path, "c")) == before
 
 
-def test_what_is_gone_or_changed_is_made_again_with_all_that_needs_it(tmp_path: Path) -> None:
-    planned = [step(tmp_path, "a"), step(tmp_path, "b"), step(tmp_path, "c", "a"), step(tmp_path, "d", "c")]
+def names_to_run(folder: Path, planned: list[Cell]) -> list[str]:
+    return [cell.name for cell in planned if to_run(cell, Record(folder, {}))]
+
+
+def test_what_is_gone_or_of_other_arguments_is_made_again(tmp_path: Path) -> None:
+    planned = [step(tmp_path, "a"), step(tmp_path, "b"), step(tmp_path, "c", "a")]
     run(tmp_path, planned)
-    assert unfinished(planned, Record(tmp_path, {})) == []
+    assert names_to_run(tmp_path, planned) == []
     (tmp_path / "c").unlink()
-    assert [cell.name for cell in unfinished(planned, Record(tmp_path, {}))] == ["c", "d"]
+    assert names_to_run(tmp_path, planned) == ["c"]
     run(tmp_path, planned)
-    changed = [step(tmp_path, "a", more="--other"), *planned[1:]]
-    assert [cell.name for cell in unfinished(changed, Record(tmp_path, {}))] == ["a", "c", "d"]
-    run(tmp_path, changed[:1])  # stopped here: what needs it is older now
-    assert [cell.name for cell in unfinished(changed, Record(tmp_path, {}))] == ["c", "d"]
+    assert names_to_run(tmp_path, [step(tmp_path, "a", more="--other"), *planned[1:]]) == ["a"]
+
+
+def test_a_result_of_others_than_there_are_now_is_never_passed_off(tmp_path: Path) -> None:
+    """A training finds its run finished and says so: it would not notice that what it began from is another."""
+    planned = [step(tmp_path, "a"), step(tmp_path, "c", "a")]
+    run(tmp_path, planned)
+    (tmp_path / "a").unlink()
+    with pytest.raises(InputError, match="was made from results that are others now; remove that folder"):
+        run(tmp_path, planned)
+    with pytest.raises(InputError, match="others now"):  # nor the next time
+        run(tmp_path, planned)
+    (tmp_path / "c").unlink()
+    run(tmp_path, planned)
+    assert written(tmp_path, "c") > written(tmp_path, "a")
+
+
+def test_a_command_that_left_its_result_as_it_was_outdates_nothing(tmp_path: Path) -> None:
+    planned = [step(tmp_path, "a"), step(tmp_path, "c", "a")]
+    run(tmp_path, planned)
+    (tmp_path / "train" / "vae.py").write_text("")  # stands for a training that finds itself finished
+    run(tmp_path, [step(tmp_path, "a", more="--data.workers 2"), planned[1]])
+    assert names_to_run(tmp_path, planned[1:]) == []
+
+
+def test_evaluations_are_made_again_when_what_they_measure_was(tmp_path: Path) -> None:
+    evaluate = Cell("e", "decovae", ("evaluate", "run"), tmp_path / "e", ("a",))
+    record = Record(tmp_path, {})
+    run(tmp_path, [step(tmp_path, "a")])
+    (tmp_path / "e").write_text("")
+    record = Record(tmp_path, {})
+    record.note(evaluate, seconds=1, peak_memory_gb=1)
+    assert not to_run(evaluate, Record(tmp_path, {}))
+    (tmp_path / "a").unlink()
+    run(tmp_path, [step(tmp_path, "a")])
+    assert to_run(evaluate, Record(tmp_path, {}))
 
 
 def test_what_a_cluster_made_is_taken_as_it_is(tmp_path: Path) -> None:
     planned = [step(tmp_path, "a"), step(tmp_path, "b", "a")]
-    for cell in planned:
+    for cell in reversed(planned):
         cell.done.write_text("0")
-    assert unfinished(planned, Record(tmp_path, {})) == []
+    assert names_to_run(tmp_path, planned) == []
+
+
+def test_its_time_is_that_of_all_invocations(tmp_path: Path) -> None:
+    run(tmp_path, [step(tmp_path, "a", wait=0.3)])
+    first = json.loads((tmp_path / "study.json").read_text())["seconds"]
+    run(tmp_path, [step(tmp_path, "a", wait=0.3), step(tmp_path, "b", wait=0.3)])
+    assert json.loads((tmp_path / "study.json").read_text())["seconds"] >= first + 0.3
+
+
+def test_two_studies_do_not_share_a_folder(tmp_path: Path) -> None:
+    """Not even with a command that a killed study left behind."""
+    with (tmp_path / ".lock").open("w") as file:
+        left_behind = subprocess.Popen(
+            [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(file.fileno(),)
+        )
+        fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(InputError, match="another decovae study"):
+            run(tmp_path, [step(tmp_path, "a")])
+    finally:
+        left_behind.communicate(b"\n")
+    run(tmp_path, [step(tmp_path, "a")])
 
 
 def test_a_failure_is_told_with_its_log_and_stops_the_rest(tmp_path: Path) -> None:
@@ -114,9 +174,23 @@ def test_a_failure_is_told_with_its_log_and_stops_the_rest(tmp_path: Path) -> No
     assert not (tmp_path / "never").exists()
 
 
-def test_a_signal_stops_what_runs(tmp_path: Path) -> None:
+def test_a_refused_input_is_told_as_the_command_told_it(tmp_path: Path) -> None:
+    (tmp_path / "train" / "vae.py").write_text("""
+import sys
+print("error: the first attempt's sentence." if len(sys.argv) > 4 else "error: --steps 0: must be at least 1.")
+print("what torchrun says behind it")
+sys.exit(2)
+""")
+    for more, sentence in (("first", "the first attempt's sentence."), ("", "--steps 0: must be at least 1.")):
+        with pytest.raises(InputError) as refused:
+            run(tmp_path, [step(tmp_path, "a", more=more)])
+        assert str(refused.value) == f"a: {sentence}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_what_runs(tmp_path: Path, number: signal.Signals) -> None:
     planned = [step(tmp_path, "a", wait=60)]
-    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    threading.Timer(1.0, os.kill, (os.getpid(), number)).start()
     since = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, planned)
@@ -137,7 +211,7 @@ def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
         ("--deco sid sid", "--deco sid sid: name at least one, and none twice."),
         ("--deco both", "--deco"),
         ("--jobs 0", "--jobs 0: must be at least 1."),
-        ("--radimagenet nowhere.pt", "--radimagenet nowhere.pt: no such file"),
+        ("--radimagenet nowhere.pt", "nowhere.pt: no such weights file"),
         ('--flow-options="--steps \'3"', "--flow-options --steps '3: is no command line"),
         ("thorough", "thorough"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,9 @@ def reconstruction(psnr: float, network: str = "random", lpips: float | None = N
         "ssim": {**interval, "mean": 0.9},
         "lpips": None if lpips is None else {"mean": lpips},
     }
-    return {"kind": "reconstruction", "measures": measures, "frechet": {network: {"average": psnr / 10}}}
+    note = "no pretrained features" if lpips is None else None
+    distances = {network: {"average": psnr / 10}}
+    return {"kind": "reconstruction", "measures": measures, "frechet": distances, "lpips_note": note, "partial": None}
 
 
 def generation(distance: float, network: str = "random") -> dict:
@@ -90,7 +93,7 @@ def test_proxies_and_the_cohort_are_named() -> None:
     assert "template cohort" in text
     assert "a proxy" in text
     assert table.columns[3].heading == "rFD ↓"  # not the paper's rFID
-    assert "LPIPS was not measured" in text
+    assert "LPIPS: no pretrained features." in text
     real = markdown(study_tables(all_four(network="radimagenet", data="ukb"))[3])
     assert "proxy" not in real
     assert "template" not in real
@@ -108,6 +111,23 @@ def test_seeds_are_averaged() -> None:
     assert table.rows[0].ours[0].values == (23, 25)
     assert "24.00 ± 1.41" in markdown(table)
     assert "seeds 1, 2" in " ".join(table.notes)
+
+
+def test_a_cell_of_fewer_seeds_says_so() -> None:
+    models = [model("vad", psnr, seed=seed) for psnr, seed in ((22, 1), (24, 2), (26, 3))]
+    models[0] = replace(models[0], decoder=None)
+    table = study_tables(models)[1]
+    assert table.rows[0].ours[0].values == (25, 27)
+    assert "26.00 ± 1.41 (n = 2)" in markdown(table)
+
+
+def test_partial_evaluations_are_said_below_every_table_that_shows_them() -> None:
+    models = all_four()
+    partial = {**reconstruction(20), "partial": "3 of 8 volumes: --limit 3"}
+    models[0] = replace(models[0], vae=replace(models[0].vae, evaluation=partial))
+    for table in study_tables(models)[1:]:
+        for text in (markdown(table), latex(table)):
+            assert "Partial: 3 of 8 volumes" in text
 
 
 def test_missing_models_leave_no_row_and_nothing_measured_is_said() -> None:
