@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from decovae.data.volumes import LeftOut, Shape, Volumes, times
-from decovae.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from decovae.generation.latents import LatentStore
@@ -56,19 +55,14 @@ class EncodeConfig:
 def main(arguments: Sequence[str]) -> int:
     """The command, from its options to its exit code: 0, 1 if it could not go on, 2 for a wrong input."""
     from decovae.runtime import start_runtime
-    from decovae.training.command_line import fail, parse_options
+    from decovae.training.command_line import exit_code, parse_options
 
-    try:
+    def encode() -> None:
         config = parse_options(EncodeConfig, arguments, program="decovae encode")
         with start_runtime(config.device) as runtime:
             _encode(config, runtime)
-    except InputError as error:
-        return fail(error, 2)
-    except RunError as error:
-        return fail(error, 1)
-    except KeyboardInterrupt:
-        return fail(RunError("stopped; the same command goes on from the last finished file."), 130)
-    return 0
+
+    return exit_code(encode, stopped="stopped; the same command goes on from the last finished file.")
 
 
 def _encode(config: EncodeConfig, runtime: Runtime) -> None:

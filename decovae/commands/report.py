@@ -29,13 +29,12 @@ class ReportConfig:
 
 def main(arguments: Sequence[str]) -> int:
     """The command, from its options to its exit code: 0, or 2 for a wrong input."""
-    from decovae.training.command_line import fail, parse_options
+    from decovae.training.command_line import exit_code, parse_options
 
-    try:
-        run(parse_options(ReportConfig, arguments, program="decovae report"))
-    except InputError as error:
-        return fail(error, 2)
-    return 0
+    return exit_code(
+        lambda: run(parse_options(ReportConfig, arguments, program="decovae report")),
+        stopped="stopped; nothing was written.",
+    )
 
 
 def run(config: ReportConfig) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from decovae.errors import InputError, RunError
+from decovae.errors import InputError
 
 DEFAULT_STEPS, DEFAULT_FRAMES = 30, 9
 
@@ -124,22 +124,17 @@ class SampleConfig:
 def main(arguments: Sequence[str]) -> int:
     """The command, from its options to its exit code: 0, 1 if it could not go on, 2 for a wrong input."""
     from decovae.runtime import start_runtime
-    from decovae.training.command_line import fail, parse_options
+    from decovae.training.command_line import exit_code, parse_options
 
-    try:
+    def sample() -> None:
         config = parse_options(SampleConfig, arguments, program="decovae sample")
         check(config)
         from decovae.commands.sample_run import run  # networks and pictures, which a wrong option can do without
 
         with start_runtime(config.device) as runtime:
             run(config, runtime)
-    except InputError as error:
-        return fail(error, 2)
-    except RunError as error:
-        return fail(error, 1)
-    except KeyboardInterrupt:
-        return fail(RunError("stopped; the same command makes the samples that are missing."), 130)
-    return 0
+
+    return exit_code(sample, stopped="stopped; the same command makes the samples that are missing.")
 
 
 def check(config: SampleConfig) -> None:

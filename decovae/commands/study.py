@@ -10,7 +10,7 @@ from typing import Literal
 
 import tyro
 
-from decovae.errors import InputError, RunError
+from decovae.errors import InputError
 from decovae.losses.objective import Decorrelation
 from decovae.report.study import DECOS, PLANS, Plan, StudyOptions, cells, command_list
 
@@ -69,23 +69,18 @@ class StudyConfig:
 
 def main(arguments: Sequence[str]) -> int:
     """The command, from its options to its exit code: 0, 1 if a step failed, 2 for a wrong input."""
-    from decovae.training.command_line import fail, parse_options
+    from decovae.training.command_line import exit_code, parse_options
 
-    try:
+    def study() -> None:
         config = parse_options(StudyConfig, arguments, program="decovae study")
         options = study_options(config)
         if config.print_commands:
             again = [argument for argument in arguments if argument not in ("--print-commands", "--print_commands")]
             print(command_list(cells(options)) + f"\n# Tables and page\ndecovae study {shlex.join(again)}")
-            return 0
+            return
         _study(config, options)
-    except InputError as error:
-        return fail(error, 2)
-    except RunError as error:
-        return fail(error, 1)
-    except KeyboardInterrupt:
-        return fail(RunError("stopped; the same command goes on from the last checkpoints."), 130)
-    return 0
+
+    return exit_code(study, stopped="stopped; the same command goes on from the last checkpoints.")
 
 
 def study_options(config: StudyConfig) -> StudyOptions:

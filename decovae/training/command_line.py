@@ -8,7 +8,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tyro
@@ -87,6 +87,24 @@ def given(arguments: Sequence[str], option: str) -> str | None:
             following = arguments[place + 1] if place + 1 < len(arguments) else None
             return value if equals else following
     return None
+
+
+def exit_code(action: Callable[[], int | None], *, stopped: str) -> int:
+    """What a command's process ends with: what ``action`` returns, 0 for None; 1 if it could not go on, 2 for a wrong
+    input, 130 after Ctrl-C, each with its sentence on standard error.
+
+    Args:
+        action: the command.
+        stopped: the sentence after Ctrl-C: what is kept, and how to go on.
+    """
+    try:
+        return action() or 0
+    except InputError as error:
+        return fail(error, 2)
+    except RunError as error:
+        return fail(error, 1)
+    except KeyboardInterrupt:
+        return fail(RunError(stopped), 130)
 
 
 def fail(error: InputError | RunError, exit_code: int) -> int:

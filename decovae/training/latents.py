@@ -34,7 +34,7 @@ def latents_and_decoder(config: FlowConfig, runtime: Runtime) -> tuple[LatentSto
     if folder is None and source is not None:
         folder = latents_of(source, runtime, conditions=config.conditions)
     assert folder is not None
-    runtime.on_main(lambda: _check(folder, source))
+    runtime.on_main(lambda: check_latents(folder, source))
     store = open_latents(folder)
     return store, store.autoencoder_path if source is None else source.weights
 
@@ -55,7 +55,19 @@ def latents_of(source: FinishedVAE, runtime: Runtime, *, conditions: Sequence[st
     return runtime.on_main(lambda: _existing(source)) or _encoded(source, runtime, conditions)
 
 
-def _check(folder: Path, source: FinishedVAE | None) -> None:
+def check_latents(
+    folder: Path, source: FinishedVAE | None, *, advice: str = "encode anew, or give --latents without --vae"
+) -> None:
+    """Refuse latents that do not belong to a run's encoder, or to its grid.
+
+    Args:
+        folder: of the latents.
+        source: the run; without it the autoencoder that lies beside the latents.
+        advice: what to do about another grid.
+
+    Raises:
+        InputError: they do not, or they are damaged or unfinished.
+    """
     store = open_latents(folder)
     weights, owner = (store.autoencoder_path, folder) if source is None else (source.weights, source.folder)
     fingerprint = encoder_fingerprint(load_autoencoder(weights))
@@ -67,7 +79,7 @@ def _check(folder: Path, source: FinishedVAE | None) -> None:
     if source is not None and store.space.grid != source.config.data.grid:
         raise InputError(
             f"{folder}: its latents are of volumes of {times(store.space.grid)} voxels, and {owner} was trained on "
-            f"{times(source.config.data.grid)}; encode anew, or give --latents without --vae."
+            f"{times(source.config.data.grid)}; {advice}."
         )
 
 

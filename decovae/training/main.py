@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from decovae.errors import InputError, RunError
+from decovae.errors import InputError
 from decovae.runtime import Runtime, start_runtime
 from decovae.training.checks import check
-from decovae.training.command_line import fail, given, parse
+from decovae.training.command_line import exit_code, given, parse
 from decovae.training.config import AdversarialConfig, DecoderConfig, FlowConfig, TrainingConfig
 from decovae.training.finished import open_vae
 from decovae.training.interruption import Interrupted
@@ -62,17 +62,14 @@ def _source(arguments: Sequence[str]) -> AdversarialConfig | None:
 
 
 def _command(configure: Callable[[], TrainingConfig]) -> int:
-    try:
+    def run() -> int:
         config = resolved(configure())
         check(config)
         with start_runtime(config.device) as runtime:
             return _run(config, runtime)
-    except InputError as error:
-        return fail(error, 2)
-    except RunError as error:
-        return fail(error, 1)
-    except KeyboardInterrupt:  # before training, or for the second time
-        return fail(RunError("stopped at once; a run that had begun continues from its last checkpoint."), 130)
+
+    # Ctrl-C before training, or for the second time.
+    return exit_code(run, stopped="stopped at once; a run that had begun continues from its last checkpoint.")
 
 
 def resolved(config: TrainingConfig) -> TrainingConfig:
