@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from decovae.errors import InputError, RunError
+from decovae.errors import InputError
 
 if TYPE_CHECKING:
     from decovae.evaluation.analysis import Analysis
     from decovae.evaluation.runs import Run
     from decovae.generation.latents import LatentStore
     from decovae.runtime import Runtime
-
-FEWEST_CODES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +42,11 @@ class AnalyzeConfig:
 
 def main(arguments: Sequence[str]) -> int:
     """The command, from its options to its exit code: 0, 1 if it could not go on, 2 for a wrong input."""
+    from decovae.evaluation.channels import FEWEST_CODES
     from decovae.runtime import start_runtime
-    from decovae.training.command_line import fail, parse_options
+    from decovae.training.command_line import exit_code, parse_options
 
-    try:
+    def analyze() -> None:
         config = parse_options(AnalyzeConfig, arguments, program="decovae analyze")
         if config.tsne_codes and config.tsne_codes < FEWEST_CODES:
             raise InputError(f"--tsne-codes {config.tsne_codes}: give {FEWEST_CODES} or more, or 0 for no t-SNE.")
@@ -55,13 +54,8 @@ def main(arguments: Sequence[str]) -> int:
             raise InputError(f"--seed {config.seed}: give 0 or more.")
         with start_runtime(config.device) as runtime:
             _analyze(config, runtime)
-    except InputError as error:
-        return fail(error, 2)
-    except RunError as error:
-        return fail(error, 1)
-    except KeyboardInterrupt:
-        return fail(RunError("stopped; nothing was written."), 130)
-    return 0
+
+    return exit_code(analyze, stopped="stopped; nothing was written.")
 
 
 def _analyze(config: AnalyzeConfig, runtime: Runtime) -> None:
@@ -100,17 +94,28 @@ def _run(source: Path) -> Run | None:
 
 
 def _latents_of(run: Run, runtime: Runtime) -> Path:
-    """Where a run's latents are: those that a flow was trained on, those of an autoencoder, made if need be."""
+    """Where a run's latents are: those that a flow was trained on, those of an autoencoder, made if need be.
+
+    Raises:
+        InputError: there are none and none can be made, or they are of another encoder than the run's.
+    """
+    from decovae.generation.flow_file import load_flow
+    from decovae.generation.latents import open_latents
+    from decovae.models.weights import encoder_fingerprint, load_autoencoder
     from decovae.training.config import FlowConfig
     from decovae.training.finished import FinishedVAE, open_vae
-    from decovae.training.latents import latents_of
+    from decovae.training.latents import check_latents, latents_of
     from decovae.training.run_folder import read_summary
 
-    if isinstance(run.files, FinishedVAE):
-        return latents_of(run.files, runtime)
+    if isinstance(files := run.files, FinishedVAE):
+        folder = latents_of(files, runtime)
+        runtime.on_main(lambda: check_latents(folder, files, advice="remove them, or give their folder by itself"))
+        return folder
     assert isinstance(run.config, FlowConfig)
+    encoder = runtime.on_main(lambda: load_flow(files.flow)[1].space.encoder)
     named = runtime.on_main(lambda: (read_summary(run.folder) or {}).get("latents"))
     if named is not None and runtime.on_main(lambda: (Path(named) / "index.json").is_file()):
+        _same_encoder(runtime.on_main(lambda: open_latents(Path(named)).space.encoder), Path(named), run, encoder)
         return Path(named)
     vae = run.config.vae
     if vae is None or not runtime.on_main(vae.is_dir):
@@ -118,7 +123,19 @@ def _latents_of(run: Run, runtime: Runtime) -> Path:
             f"decovae analyze {run.folder}: the latents that it was trained on, {named}, are gone; give the folder of "
             "the autoencoder's run, or of its latents."
         )
-    return latents_of(runtime.on_main(lambda: open_vae(vae, option="decovae analyze")), runtime)
+    source = runtime.on_main(lambda: open_vae(vae, option="decovae analyze"))
+    _same_encoder(runtime.on_main(lambda: encoder_fingerprint(load_autoencoder(source.weights))), vae, run, encoder)
+    folder = latents_of(source, runtime)
+    runtime.on_main(lambda: check_latents(folder, source, advice="remove them, or give their folder by itself"))
+    return folder
+
+
+def _same_encoder(found: str, folder: Path, run: Run, wanted: str) -> None:
+    if found != wanted:
+        raise InputError(
+            f"{folder}: is of another encoder ({found[:12]}) than the one whose latents {run.folder} was trained on "
+            f"({wanted[:12]}); give the folder of the latents that you mean."
+        )
 
 
 def _default_out(source: Path, run: Run | None) -> Path:

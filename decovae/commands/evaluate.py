@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from decovae.errors import InputError, RunError
+from decovae.errors import InputError
 
 Network = Literal["random", "radimagenet", "inception"]
 Split = Literal["training", "validation", "all"]
@@ -28,6 +28,9 @@ class EvaluateConfig:
     """Folder of a finished run."""
     samples: Path | None = None
     """Folder of decovae sample, for a flow; by default the only one in RUN/samples."""
+    number: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
+    """How many of the samples to measure: those with the numbers 0 to N − 1, all of which must be there; by default all
+    that are."""
     features: tuple[Network, ...] | None = None
     """Networks for the features of slices: random, a proxy that needs no download; radimagenet, the paper's; inception,
     torchvision's. By default random, and those whose weights are given."""
@@ -36,7 +39,8 @@ class EvaluateConfig:
     inception: Path | None = None
     """torchvision's Inception v3, a weights file; by default torchvision downloads it."""
     real: Split = "all"
-    """Which of the run's volumes a flow's samples are compared with."""
+    """Which of the run's volumes a flow's samples are compared with. They take the samples' way: to the voxels that
+    samples are written in, and back to the grid, so that both are equally smoothed."""
     split: Split = "validation"
     """Which of the run's volumes an autoencoder reconstructs."""
     limit: int | None = None
@@ -49,7 +53,8 @@ class EvaluateConfig:
     slice_every: int = 1
     """Distance between slices whose features are taken."""
     cache: bool = True
-    """Keep what is measured of real volumes and of samples in the cache folder, and use what is kept there."""
+    """Keep what is measured of real volumes and of samples in the cache folder, and use what is kept there. Features
+    fill at most 20 GB, or a tenth of the free space if that is less; what does not fit is measured each time."""
     out: Path | None = None
     """Folder for evaluation.json and volumes.csv; by default `evaluation` in RUN, or in the folder of samples."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -69,22 +74,17 @@ class EvaluateConfig:
 def main(arguments: Sequence[str]) -> int:
     """The command, from its options to its exit code: 0, 1 if it could not go on, 2 for a wrong input."""
     from decovae.runtime import start_runtime
-    from decovae.training.command_line import fail, parse_options
+    from decovae.training.command_line import exit_code, parse_options
 
-    try:
+    def evaluate() -> None:
         config = parse_options(EvaluateConfig, arguments, program="decovae evaluate")
         check(config)
         from decovae.commands.evaluate_run import run  # networks, which a wrong option can do without
 
         with start_runtime(config.device) as runtime:
             run(config, runtime)
-    except InputError as error:
-        return fail(error, 2)
-    except RunError as error:
-        return fail(error, 1)
-    except KeyboardInterrupt:
-        return fail(RunError("stopped; features that were measured are kept, so the same command is quicker."), 130)
-    return 0
+
+    return exit_code(evaluate, stopped="stopped; features that were measured are kept, so the same command is quicker.")
 
 
 def check(config: EvaluateConfig) -> None:
@@ -97,6 +97,8 @@ def check(config: EvaluateConfig) -> None:
         raise InputError("--features: give at least one of random, radimagenet and inception.")
     if config.limit is not None and config.limit < 2:
         raise InputError(f"--limit {config.limit}: a covariance needs at least 2 volumes; give 2 or more.")
+    if config.number is not None and config.number < 2:
+        raise InputError(f"--number {config.number}: a covariance needs at least 2 samples; give 2 or more.")
     if config.slice_every < 1:
         raise InputError(f"--slice-every {config.slice_every}: give 1 or more.")
     if config.keep_volumes < 0:

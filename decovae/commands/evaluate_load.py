@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from decovae.commands.evaluate import EvaluateConfig
 from decovae.data.volumes import Shape, Volumes
 from decovae.errors import InputError
+from decovae.evaluation.outputs import probe
 from decovae.evaluation.slices import Slicing, build_networks
 from decovae.evaluation.tools import Tools
 from decovae.generation.production import decoding_bytes, usual_batch
 from decovae.generation.side_by_side import volumes_at_once
+from decovae.metrics.slice_features import SliceNetwork
 from decovae.models.autoencoder import AutoencoderConfig
 from decovae.runtime import Runtime
 from decovae.training.config import DataConfig
@@ -38,15 +41,32 @@ def open_split(data: DataConfig, runtime: Runtime) -> tuple[Volumes, dict[str, l
     return volumes, {"training": training, "validation": validation, "all": sorted([*training, *validation])}
 
 
-def open_tools(config: EvaluateConfig, runtime: Runtime, grid: Shape, autoencoder: AutoencoderConfig) -> Tools:
-    """Feature networks, and how many volumes to work on at once.
+def open_networks(config: EvaluateConfig, runtime: Runtime, out: Path) -> list[SliceNetwork]:
+    """Feature networks on the device, and a look whether `out` can be written: both before hours of work.
 
     Raises:
-        InputError: weights are missing, or are no such network's.
+        InputError: weights are missing, or are no such network's, or the folder cannot be written.
     """
-    networks = build_networks(
-        config.networks, runtime.device, radimagenet=config.radimagenet, inception=config.inception
-    )
+    runtime.on_main(lambda: _probe(out))
+    return build_networks(config.networks, runtime.device, radimagenet=config.radimagenet, inception=config.inception)
+
+
+def _probe(out: Path) -> None:
+    try:
+        probe(out)
+    except OSError as error:
+        raise unwritable(out, error) from error
+
+
+def tools_for(
+    config: EvaluateConfig,
+    runtime: Runtime,
+    grid: Shape,
+    *,
+    autoencoder: AutoencoderConfig,
+    networks: Sequence[SliceNetwork],
+) -> Tools:
+    """What volumes are measured with, and how many of them to work on at once."""
     on_cpu = runtime.device.type == "cpu"
     threads = usual_batch(runtime.device, decoding_bytes(autoencoder, grid)) if on_cpu else 0
     threads = threads or volumes_at_once(runtime, autoencoder, grid)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from decovae.commands.evaluate import EvaluateConfig
-from decovae.commands.evaluate_load import Evaluated, need_two, open_split, open_tools, unwritable
+from decovae.commands.evaluate_load import Evaluated, need_two, open_networks, open_split, tools_for, unwritable
 from decovae.data.volumes import times
 from decovae.errors import InputError
 from decovae.evaluation.distances import frechet
-from decovae.evaluation.outputs import heading, partial_sentence, tissue_entry
+from decovae.evaluation.outputs import forget_evaluation, heading, partial_sentence, tissue_entry
 from decovae.evaluation.reconstruction import (
     MEASURES,
     Reconstructions,
@@ -43,17 +44,20 @@ def evaluate_reconstruction(config: EvaluateConfig, found: Run, files: FinishedV
     """
     if config.samples is not None:
         raise InputError(f"--samples: {config.run} is the run of an autoencoder, not of a flow; leave the option out.")
+    if config.number is not None:
+        raise InputError(f"--number: {config.run} is the run of an autoencoder, which has no samples; give --limit.")
     data = files.config.data
     if min(data.grid) < LEAST_GRID:
         raise InputError(f"{config.run}: its grid is {times(data.grid)} voxels, and SSIM needs {LEAST_GRID} an axis.")
+    out = config.out if config.out is not None else config.run / "evaluation"
+    networks = open_networks(config, runtime, out)
+    perceptual, note = runtime.on_main(lambda: _perceptual(config, files))
     volumes, splits = open_split(data, runtime)
     chosen = splits[config.split][: config.limit]
     need_two(len(chosen), what=f"--split {config.split}", advice="give --split all")
-    out = config.out if config.out is not None else config.run / "evaluation"
-    perceptual, note = runtime.on_main(lambda: _perceptual(config, files))
     autoencoder = runtime.place(load_autoencoder(files.weights)).eval()
     bf16 = config.precision == "bf16" or (config.precision == "auto" and runtime.device.type == "cuda")
-    tools = open_tools(config, runtime, data.grid, autoencoder.config)
+    tools = tools_for(config, runtime, data.grid, autoencoder=autoencoder.config, networks=networks)
     real = RealVolumes(volumes, chosen, data.grid)
     reconstructor = Reconstructor(autoencoder, bf16, None if perceptual is None else runtime.place(perceptual))
 
@@ -64,6 +68,8 @@ def evaluate_reconstruction(config: EvaluateConfig, found: Run, files: FinishedV
             except OSError as error:
                 raise unwritable(out, error) from error
 
+    if config.keep_volumes:
+        runtime.on_main(lambda: _forget(out))
     done = measure_reconstructions(real, reconstructor, tools, keep=keep)
     partial = partial_sentence({"volumes": (len(chosen), len(splits[config.split]))}, config.limit)
     evaluation = {
@@ -76,7 +82,7 @@ def evaluate_reconstruction(config: EvaluateConfig, found: Run, files: FinishedV
         "measures": _intervals(real.names, done),
         "ms_ssim_scales": ms_ssim_scales(data.grid),
         "lpips_note": note,
-        "frechet": frechet(tools.slicing.networks, done.real, done.reconstructed),
+        "frechet": runtime.on_main(lambda: frechet(networks, done.real, done.reconstructed)),
         "tissue": tissue_entry(
             {
                 "real": [(name, row.real) for name, row in zip(real.names, done.rows, strict=True)],
@@ -94,6 +100,13 @@ def evaluate_reconstruction(config: EvaluateConfig, found: Run, files: FinishedV
         for entry, row in zip(evaluation["volumes"], done.rows, strict=True)
     ]
     return Evaluated(evaluation, rows, out)
+
+
+def _forget(out: Path) -> None:
+    try:
+        forget_evaluation(out)
+    except OSError as error:
+        raise unwritable(out, error) from error
 
 
 def _intervals(subjects: Sequence[str], done: Reconstructions) -> dict[str, Any]:

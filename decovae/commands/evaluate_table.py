@@ -34,10 +34,11 @@ def print_evaluation(evaluation: Mapping[str, Any], out: Path) -> None:
             table.add_row(label, _interval(evaluation["measures"][name], form))
         if evaluation["lpips_note"] and evaluation["measures"]["lpips"] is None:
             lines.append(f"No LPIPS: {evaluation['lpips_note']}.")
-    label = "rFID" if reconstruction else "gFID"
+    first = "r" if reconstruction else "g"
     for name, distance in evaluation["frechet"].items():
-        proxy = ", proxy" if distance["proxy"] else ""
-        table.add_row(f"{label} ({name}{proxy})", f"{distance['average']:.4g}")
+        # FID is the paper's name for distances of the features that it used: others' go by another.
+        label = f"{first}FD ({name}, proxy)" if distance["proxy"] else f"{first}FID ({name})"
+        table.add_row(label, f"{distance['average']:.4g}")
         table.add_row("  " + ", ".join(PLANES), ", ".join(f"{distance[plane]:.4g}" for plane in PLANES))
         lines.append(f"{name}: {distance['title']}" + (f"; {distance['note']}." if distance["note"] else "."))
     for name, close in evaluation.get("fidelity", {}).items():
@@ -46,7 +47,8 @@ def print_evaluation(evaluation: Mapping[str, Any], out: Path) -> None:
         table.add_row(f"kernel distance ({name})", f"{close['kid']:.4g}")
     if not reconstruction:
         copies = evaluation["memorisation"]
-        table.add_row("nearest training volume / held-out's", f"{copies['ratio']:.3f}")
+        ratio = "undefined: held-out copies" if copies["ratio"] is None else f"{copies['ratio']:.3f}"
+        table.add_row("nearest training volume / held-out's", ratio)
         table.add_row("suspiciously near", ", ".join(copies["suspicious"]) or "none")
         if copies["note"]:
             lines.append(f"Nearness: {copies['note']}.")

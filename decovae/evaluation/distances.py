@@ -16,7 +16,7 @@ MOST_SLICES = 2000
 NEIGHBOUR = 5
 """The farthest that a measure asks for: sets need more slices than this."""
 
-FEW_SLICES = "fewer slices than features: the covariances are singular and the distance is biased upwards"
+FEW_SLICES = "no more slices than features: the covariances are singular and the distance is biased upwards"
 
 
 def frechet(networks: Sequence[SliceNetwork], real: SliceSet, generated: SliceSet) -> dict[str, Any]:

@@ -32,8 +32,10 @@ def measure_generation(
 ) -> Generation:
     """Measure samples against real volumes, on all processes, which get the same.
 
+    Everything of real volumes, those that were held out or trained on too, is of what `real` makes of them.
+
     Args:
-        real: what samples are compared with.
+        real: what samples are compared with, by the samples' own way to the grid; see `RealVolumes.through`.
         samples: of one folder, at least two.
         tools: what to measure with.
         training, held_out: indices, in the collection behind `real`, of the volumes that the flow was trained on, and
@@ -46,12 +48,13 @@ def measure_generation(
     generated = measure_set(samples, tools, title="Samples", subset=MOST_SLICES)
     rest = sorted({*training, *held_out} - {*real.indices})
     thumbnails = dict(zip(real.indices, of_real.thumbnails, strict=True))
-    thumbnails |= dict(zip(rest, thumbnails_of(replace(real, indices=rest), tools), strict=True))
+    others = thumbnails_of(replace(real, indices=rest), tools, title="Other volumes")
+    thumbnails |= dict(zip(rest, others, strict=True))
 
     def of(indices: Sequence[int]) -> Tensor:
         return torch.stack([thumbnails[index] for index in indices])
 
-    copies = memorisation(of(training), of(held_out), generated.thumbnails)
+    copies = tools.runtime.on_main(lambda: memorisation(of(training), of(held_out), generated.thumbnails))
     seconds = dict(of_real.seconds)
     add_seconds(seconds, generated.seconds)
     return Generation(of_real, generated, copies, seconds)

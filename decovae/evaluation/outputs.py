@@ -7,6 +7,8 @@ import datetime
 import io
 import json
 import math
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,7 @@ def write_evaluation(evaluation: Mapping[str, Any], rows: Sequence[Mapping[str, 
     Raises:
         OSError: the folder cannot be written.
     """
+    forget_evaluation(folder)
     table = io.StringIO()
     columns = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(table, columns, lineterminator="\n")
@@ -95,6 +98,27 @@ def write_evaluation(evaluation: Mapping[str, Any], rows: Sequence[Mapping[str, 
     text = json.dumps(_finite(evaluation), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_text(folder / VOLUMES, table.getvalue())
     write_text(folder / EVALUATION, text)
+
+
+def forget_evaluation(folder: Path) -> None:
+    """Remove an earlier evaluation's files, so that new ones, of a run that fails too, never lie beside its figures.
+
+    Raises:
+        OSError: they cannot be removed.
+    """
+    for name in (EVALUATION, VOLUMES):
+        (folder / name).unlink(missing_ok=True)
+
+
+def probe(folder: Path) -> None:
+    """See that a folder can be written, or made; nothing stays behind.
+
+    Raises:
+        OSError: it cannot.
+    """
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    with tempfile.TemporaryFile(dir=nearest):
+        pass
 
 
 def _finite(value: Any) -> Any:

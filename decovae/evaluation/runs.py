@@ -82,6 +82,12 @@ def autoencoder_behind(run: Run) -> FinishedVAE:
     for folder in _sources(run.config):
         if (folder / NAME).is_file():
             return open_vae(folder, option="decovae evaluate")
+    if isinstance(run.config, FlowConfig) and run.config.vae is None:
+        raise InputError(
+            f"{run.folder}: was trained on the latents in {run.config.latents}, which lie in no run's folder, so that "
+            f"it is not known what the real volumes are; in its {NAME}, set vae to the folder of the run that encoded "
+            "them."
+        )
     raise InputError(
         f"{run.folder}: the run of the autoencoder behind it is gone, {' or '.join(map(str, _sources(run.config)))}, "
         "and with it what the real volumes are; put it back."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,8 +14,10 @@ from torch import Tensor
 from decovae.data.cache import cache_folder
 from decovae.data.volumes import Shape
 from decovae.errors import InputError
+from decovae.evaluation.cache_room import CacheRoom
 from decovae.files import load_safetensors, save_safetensors
 from decovae.metrics.slice_features import AXES, PLANES, SliceNetwork, volume_slices
+from decovae.metrics.slice_weights import RADIMAGENET_ADVICE
 
 Features = Mapping[str, Mapping[str, Tensor]]
 """By network and plane, (slices, F), float32."""
@@ -29,11 +31,13 @@ class Slicing:
         networks: their names differ.
         every: distance between slices.
         cache: whether to keep features of volumes that have a digest.
+        room: what may still be kept.
     """
 
     networks: Sequence[SliceNetwork]
     every: int = 1
     cache: bool = True
+    room: CacheRoom = field(default_factory=CacheRoom, compare=False)
 
     def per_volume(self, grid: Shape) -> dict[str, int]:
         """Slices of a volume, by plane."""
@@ -63,15 +67,23 @@ class Slicing:
         return found
 
     def remember(self, digest: str, features: Features, *, known: Features) -> None:
-        """Keep features that were not known; a cache that cannot be written is no cache."""
+        """Keep features that were not known, as long as there is room; a cache that cannot be written is no cache."""
         for network in self.networks if self.cache else ():
-            if network.name not in known:
+            if network.name in known:
+                continue
+            size = sum(tensor.nbytes for tensor in features[network.name].values())
+            if self.room.take(features_folder(), size):
                 with contextlib.suppress(OSError):
                     save_safetensors(features[network.name], {}, self._path(network, digest))
 
     def _path(self, network: SliceNetwork, digest: str) -> Path:
         key = sha256(f"{network.fingerprint} every {self.every} of {digest}".encode()).hexdigest()
-        return cache_folder() / "features" / key[:2] / f"{key[2:]}.safetensors"
+        return features_folder() / key[:2] / f"{key[2:]}.safetensors"
+
+
+def features_folder() -> Path:
+    """Where features are kept. It need not exist."""
+    return cache_folder() / "features"
 
 
 def digest_of(volume: Tensor) -> str:
@@ -100,10 +112,7 @@ def build_networks(
         elif name != "radimagenet":
             raise InputError(f"--features {name}: no such network; choose random, radimagenet or inception.")
         elif radimagenet is None:
-            raise InputError(
-                "--features radimagenet: its weights have to be downloaded by hand, from "
-                "github.com/BMEII-AI/RadImageNet (ResNet-50, PyTorch); give the file as --radimagenet FILE."
-            )
+            raise InputError(f"--features radimagenet: its weights file is not given; {RADIMAGENET_ADVICE}.")
         else:
             networks.append(radimagenet_network(radimagenet))
     return [network.to(device) for network in networks]

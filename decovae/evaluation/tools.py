@@ -147,15 +147,24 @@ def measure_set(volumes: VolumeSet, tools: Tools, *, title: str, subset: int) ->
     return SetMeasures(statistics.collect(), [row.tissue for row in rows], thumbnails, added(rows))
 
 
-def thumbnails_of(volumes: VolumeSet, tools: Tools) -> Tensor:
-    """Thumbnails of volumes of which nothing else is asked, (n, F), on every process."""
-    runtime, count = tools.runtime, len(volumes.names)
+def thumbnails_of(volumes: VolumeSet, tools: Tools, *, title: str) -> Tensor:
+    """Thumbnails of volumes of which nothing else is asked, (n, F), on every process; empty for no volumes.
 
-    def part() -> list[tuple[int, Tensor]]:
-        return [(place, thumbnail(volumes.load(place).clamp(0, 1))) for place in dealt(count, runtime)]
-
-    found = gathered(runtime, part)
-    return torch.stack(found) if found else torch.empty(0)
+    Raises:
+        InputError: a volume cannot be read.
+    """
+    if not volumes.names:
+        return torch.empty(0)
+    found = share(
+        tools,
+        len(volumes.names),
+        title=title,
+        load=lambda place: thumbnail(volumes.load(place).clamp(0, 1)),
+        compute=lambda place, loaded: loaded,
+        finish=lambda place, loaded: (None, loaded),
+        take=lambda place, nothing: None,
+    )
+    return torch.stack(found)
 
 
 def share(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -20,10 +21,12 @@ from decovae.data.volumes import Shape, Volumes, times
 from decovae.errors import InputError
 from decovae.generation.latent_space import LatentSpace
 from decovae.generation.sample_folder import SETTINGS
-from decovae.generation.volumes_out import SIDECAR_SUFFIX, VOLUME_SUFFIX, is_written
+from decovae.generation.volumes_out import SIDECAR_SUFFIX, VOLUME_SUFFIX, is_written, to_frame
 
 ALIKE = 1e-2
 """Millimetres between affines of the same place, as files round them."""
+
+_SIDECAR = re.compile(rf"sample-(\d{{5,}}){re.escape(SIDECAR_SUFFIX)}")
 
 
 class VolumeSet(Protocol):
@@ -45,11 +48,22 @@ class VolumeSet(Protocol):
 
 @dataclass(frozen=True)
 class RealVolumes:
-    """Some of a run's volumes: resized to `grid` and scaled, as in training."""
+    """Some of a run's volumes: resized to `grid` and scaled, as in training.
+
+    Attributes:
+        volumes: all of the run's.
+        indices: which of them.
+        grid: voxels of a volume that is measured.
+        through: where samples are written that these are compared with. A sample goes from the grid to those voxels,
+            into its file, and back to the grid, which smooths it; a real volume that had been resized only once would
+            differ from it even if both showed the same brain. So it takes the same way. None where nothing is compared
+            with samples.
+    """
 
     volumes: Volumes
     indices: Sequence[int]
     grid: Shape
+    through: Frame | None = None
 
     @property
     def names(self) -> list[str]:
@@ -63,7 +77,10 @@ class RealVolumes:
 
     def load(self, place: int) -> Tensor:
         """See `VolumeSet`."""
-        return load_volume(self.volumes, self.indices[place], self.grid)
+        volume = load_volume(self.volumes, self.indices[place], self.grid)
+        if self.through is None or self.through.shape == self.grid:
+            return volume
+        return _to_grid(to_frame(volume, self.through), self.grid)
 
     def frame(self, place: int) -> Frame:
         """See `VolumeSet`."""
@@ -73,7 +90,10 @@ class RealVolumes:
 
 @dataclass(frozen=True)
 class SampleVolumes:
-    """The samples of a folder, resized to the grid as source volumes are; they are scaled already."""
+    """The samples of a folder, resized to the grid as source volumes are; they are scaled already.
+
+    Real volumes that they are compared with have to take the same way: see `RealVolumes.through`.
+    """
 
     folder: Path
     names: Sequence[str]
@@ -93,7 +113,7 @@ class SampleVolumes:
                 f"{path}: is {times(voxels.shape)} voxels, and the real volumes are {times(wanted.shape)}, or they lie "
                 "elsewhere: only volumes of one grid can be compared; sample again from this run."
             )
-        volume = resample_crop(voxels, grid=self.space.grid, corner=(0, 0, 0), size=self.space.grid)[None]
+        volume = _to_grid(voxels, self.space.grid)
         if not torch.isfinite(volume).all():
             raise InputError(f"{path}: holds NaN or infinite intensities; remove it and sample again.")
         return volume
@@ -122,15 +142,16 @@ def choose_samples(run: Path, given: Path | None) -> Path:
     return found[0]
 
 
-def open_samples(folder: Path, *, flow_sha256: str) -> tuple[list[str], dict[str, Any]]:
-    """Names of the finished samples in a folder, and what they were made with.
+def open_samples(folder: Path, *, flow_sha256: str, number: int | None = None) -> tuple[list[str], dict[str, Any]]:
+    """Names of the samples in a folder, from number 0 on without a gap, and what they were made with.
 
     Args:
         folder: of `decovae sample`.
         flow_sha256: of the flow whose samples they have to be.
+        number: how many of them, N: those with the numbers 0 to N − 1; without it all that are there.
 
     Raises:
-        InputError: the folder holds no samples, or another flow's.
+        InputError: the folder holds no samples, or another flow's, or one of them is missing or not finished.
     """
     path = folder / SETTINGS
     if not path.is_file():
@@ -142,9 +163,21 @@ def open_samples(folder: Path, *, flow_sha256: str) -> tuple[list[str], dict[str
         raise InputError(
             f"--samples {folder}: was made by another flow, {settings.get('run')}; give that run, or samples of this."
         )
-    sidecars = sorted(folder.glob(f"sample-*{SIDECAR_SUFFIX}"))
-    names = [path.name.removesuffix(SIDECAR_SUFFIX) for path in sidecars]
-    return [name for name in names if is_written(folder, name)], settings
+    if number is None:
+        matches = (_SIDECAR.fullmatch(path.name) for path in folder.iterdir())
+        number = max((int(match[1]) + 1 for match in matches if match), default=0)
+    names = [f"sample-{place:05d}" for place in range(number)]
+    for name in names:
+        if not is_written(folder, name):
+            raise InputError(
+                f"--samples {folder}: {name} is missing: run decovae sample … -n {number} again, with the options that "
+                "the others were made with."
+            )
+    return names, settings
+
+
+def _to_grid(voxels: np.ndarray, grid: Shape) -> Tensor:
+    return resample_crop(voxels, grid=grid, corner=(0, 0, 0), size=grid)[None]
 
 
 def _read(path: Path) -> dict[str, Any]:

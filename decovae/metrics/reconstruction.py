@@ -6,13 +6,11 @@ summed or subtracted is so in float64; LPIPS's features are float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-
 import torch
 from torch import Tensor
 
 from decovae.losses.perceptual import PerceptualLoss
+from decovae.metrics.exact import exact_arithmetic
 from decovae.metrics.structural import combine_scales, ms_ssim_scales, multiscale_terms, ssim_terms
 
 __all__ = ["lpips", "ms_ssim", "ms_ssim_scales", "psnr", "ssim", "ssim_and_ms_ssim"]
@@ -93,7 +91,7 @@ def lpips(reconstruction: Tensor, volume: Tensor, network: PerceptualLoss, *, ev
     pair = torch.stack(_pair(reconstruction, volume))
     if every < 1 or every // 2 >= min(pair.shape[1:]):
         raise ValueError(f"every = {every} leaves a plane of a {tuple(pair.shape[1:])} volume without a slice")
-    with _exact(volume.device):
+    with exact_arithmetic(volume.device):
         planes = [_plane_distance(pair.movedim(axis, 1)[:, every // 2 :: every], network) for axis in (1, 2, 3)]
     return sum(planes) / len(planes)
 
@@ -111,19 +109,6 @@ def _plane_distance(slices: Tensor, network: PerceptualLoss) -> float:
             first, second = (image.contiguous(memory_format=torch.channels_last) for image in (first, second))
         total += float(network.network(first, second, normalize=True).sum(dtype=torch.float64))
     return total / slices.shape[1]
-
-
-@contextmanager
-def _exact(device: torch.device) -> Iterator[None]:
-    """Neither bf16 nor, on a GPU, TF32: a measure must not depend on where it is taken."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        if device.type == "cuda":  # a setting of the process: threads that evaluate on the CPU leave it alone
-            cudnn = torch.backends.cudnn
-            kept = {"benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
-            stack.enter_context(cudnn.flags(enabled=True, allow_tf32=False, **kept))
-        yield
 
 
 def _pair(reconstruction: Tensor, volume: Tensor) -> tuple[Tensor, Tensor]:

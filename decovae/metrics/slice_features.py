@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from decovae.metrics.exact import exact_arithmetic
 from decovae.metrics.slice_weights import inception_trunk, radimagenet_trunk
 
 AXES = {"axial": 2, "coronal": 1, "sagittal": 0}
@@ -18,7 +19,7 @@ AXES = {"axial": 2, "coronal": 1, "sagittal": 0}
 PLANES = tuple(AXES)
 """Planes in the order of the paper's tables."""
 
-PREPROCESSING = 1
+PREPROCESSING = 2
 """Raise it when a network's features change though its weights do not: it is part of every fingerprint."""
 
 BATCH = 64
@@ -80,9 +81,10 @@ class SliceNetwork(nn.Module):
         """Stay in evaluation mode: the features are frozen."""
         return super().train(False)
 
-    @torch.no_grad()
     def forward(self, slices: Tensor) -> Tensor:
         """Features (N, F), float32, of slices (N, 1, H, W) in [0, 1], any float dtype, on the network's device.
+
+        Computed in float32 without TF32, under autocast too, and outside autograd.
 
         Raises:
             TypeError: the slices are not floating-point.
@@ -92,7 +94,7 @@ class SliceNetwork(nn.Module):
             raise TypeError(f"slices must be floating-point, not {slices.dtype}")
         if slices.ndim != 4 or slices.shape[1] != 1 or len(slices) == 0:
             raise ValueError(f"slices must be (N, 1, H, W), not {tuple(slices.shape)}")
-        with torch.autocast(slices.device.type, enabled=False):
+        with exact_arithmetic(slices.device):
             return torch.cat([self._features(batch.float()) for batch in slices.split(BATCH)])
 
     def _features(self, slices: Tensor) -> Tensor:

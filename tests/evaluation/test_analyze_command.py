@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from decovae import cli
 from decovae.evaluation.analysis import read_analysis
 from decovae.generation.latents import open_latents
 from decovae.metrics.latents import analyze_latents
+from decovae.models.weights import load_autoencoder, save_autoencoder
 from decovae.training.config import DecoderConfig
 from decovae.training.run_folder import create_folder
 from decovae.training.volumes import COHORT
@@ -128,6 +130,38 @@ def test_a_flow_without_anything_behind_it(vae: Path, tmp_path: Path, capsys: py
     vae.rename(tmp_path / "elsewhere")
     assert analyze(flow) == 2
     assert "are gone; give the folder of the autoencoder's run" in sentence(capsys)
+
+
+def other_encoder(vae: Path) -> None:
+    """Train the run again, as it were: its latents stay."""
+    model = load_autoencoder(vae)
+    with torch.no_grad():
+        next(model.encoder.parameters()).add_(1)
+    save_autoencoder(model.state_dict(), model.config, vae / "autoencoder.safetensors")
+
+
+def test_latents_of_another_encoder_are_no_runs(vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flow = finished_flow(vae, tmp_path / "flow")
+    other_encoder(vae)
+    assert analyze(vae) == 2
+    assert "its latents were made by another encoder" in sentence(capsys)
+    assert analyze(flow) == 0  # its latents are still the ones that it was trained on
+    (vae / "latents" / "index.json").unlink()
+    capsys.readouterr()
+    assert analyze(flow) == 2
+    assert "is of another encoder" in sentence(capsys)
+
+
+def test_latents_that_a_flow_was_not_trained_on_are_refused(
+    vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flow = finished_flow(vae, tmp_path / "flow")
+    other_encoder(vae)
+    assert cli.main(["encode", str(vae), "--out", str(tmp_path / "others"), "--device", "cpu"]) == 0
+    (flow / "summary.json").write_text(json.dumps({"latents": str(tmp_path / "others")}))
+    capsys.readouterr()
+    assert analyze(flow) == 2
+    assert "others: is of another encoder" in sentence(capsys)
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,18 @@ import numpy as np
 import pytest
 import torch
 
+from decovae.commands.evaluate_table import print_evaluation
 from decovae.data.patches import load_volume
 from decovae.evaluation.volume_sets import SampleVolumes
 from decovae.generation.flow_file import FLOW, load_flow, save_flow, sha256
 from decovae.generation.volumes_out import write_sample
 from decovae.metrics.frechet import feature_moments, frechet_distance
 from decovae.metrics.slice_features import PLANES, random_network, volume_slices
+from decovae.training.config import FlowConfig
 from decovae.training.finished import open_vae
+from decovae.training.run_folder import create_folder
 from decovae.training.volumes import COHORT, open_volumes, split
-from tests.evaluation.conftest import finished_flow, finished_vae, sampled, sentence
+from tests.evaluation.conftest import OPTIONS, finished_flow, finished_vae, sampled, sentence
 from tests.evaluation.test_evaluate_reconstruction import GRID, evaluate, evaluation_in, without_times
 
 
@@ -64,10 +67,45 @@ def test_sets_are_compared(vae: Path, flow: Path, capsys: pytest.CaptureFixture[
     assert close["slices"] == pytest.approx(3 * sum(GRID) / 6, abs=1)
     assert [row["volume"] for row in found["tissue"]["sets"]["generated"]] == list(samples.names)
     assert len(found["tissue"]["sets"]["real"]) == 5
-    assert "gFID (random, proxy)" in capsys.readouterr().out
+    assert found["real_note"] is None  # samples are written on the grid
+    assert "gFD (random, proxy)" in capsys.readouterr().out
     with (folder / "evaluation" / "volumes.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["set"] for row in rows] == ["real"] * 5 + ["generated"] * 3
+
+
+def test_real_volumes_written_as_samples_are_no_distance_away(tmp_path: Path) -> None:
+    vae = finished_vae(tmp_path / "finer", [*OPTIONS[:-3], "22", "26", "20"])
+    flow = finished_flow(vae, tmp_path / "flow")
+    sampled(flow)
+    volumes, space, folder = open_volumes(open_vae(vae).config.data), load_flow(flow)[1].space, samples_of(flow)
+    for index in range(5):
+        write_sample(load_volume(volumes, index, GRID), space.frame, folder, f"sample-{index:05d}", label="", facts={})
+    assert evaluate(flow) == 0
+    found = evaluation_in(folder / "evaluation")
+    assert space.frame.shape == (22, 26, 20)
+    assert found["frechet"]["random"]["average"] == pytest.approx(0, abs=1e-9)
+    assert sorted(found["memorisation"]["samples"])[:4] == [0] * 4  # the training volumes; the fifth was held out
+    real, generated = (found["tissue"]["sets"][kind] for kind in ("real", "generated"))
+    for first, second in zip(real, generated, strict=True):
+        assert {**first, "volume": None} == {**second, "volume": None}
+    assert "16×20×16 voxels to the 22×26×20" in found["real_note"]
+
+
+def test_as_many_samples_are_measured_as_asked_for(flow: Path) -> None:
+    assert evaluate(flow, "-n", 2) == 0
+    found = evaluation_in(samples_of(flow) / "evaluation")
+    assert (found["number"], found["partial"]) == (2, None)
+    assert [row["volume"] for row in found["tissue"]["sets"]["generated"]] == ["sample-00000", "sample-00001"]
+
+
+def test_a_ratio_that_is_undefined_is_printed_as_such(flow: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(flow) == 0
+    found = evaluation_in(samples_of(flow) / "evaluation")
+    found["memorisation"]["ratio"] = None
+    capsys.readouterr()
+    print_evaluation(found, flow)
+    assert "undefined: held-out copies" in capsys.readouterr().out
 
 
 def test_a_copied_training_volume_is_found(vae: Path, flow: Path) -> None:
@@ -130,6 +168,25 @@ def one_sample(flow: Path) -> list[str]:
     return []
 
 
+def a_gap(flow: Path) -> list[str]:
+    (samples_of(flow) / "sample-00001.json").unlink()
+    return []
+
+
+def too_many(flow: Path) -> list[str]:
+    return ["--number", "4"]
+
+
+def one_number(flow: Path) -> list[str]:
+    return ["-n", "1"]
+
+
+def a_store_of_its_own(flow: Path) -> list[str]:
+    (flow / "config.yaml").unlink()
+    create_folder(flow, FlowConfig(latents=flow.parent / "store"))
+    return []
+
+
 def no_samples(flow: Path) -> list[str]:
     (samples_of(flow) / "samples.json").unlink()
     return []
@@ -186,6 +243,10 @@ def no_autoencoder(flow: Path) -> list[str]:
     [
         (one_sample, "is 1 volume, and a covariance needs 2; make more with decovae sample"),
         (one_real, "--real validation is 1 volume, and a covariance needs 2; give --real all"),
+        (a_gap, "sample-00001 is missing: run decovae sample … -n 3 again"),
+        (too_many, "sample-00003 is missing: run decovae sample … -n 4 again"),
+        (one_number, "a covariance needs at least 2 samples"),
+        (a_store_of_its_own, "store, which lie in no run's folder"),
         (no_samples, "holds no samples; make some with decovae sample"),
         (two_folders, "holds several folders of samples; give one of them as --samples"),
         (another_flow, "was made by another flow"),

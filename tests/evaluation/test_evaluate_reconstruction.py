@@ -19,6 +19,7 @@ import torch
 from decovae import cli
 from decovae.data.patches import load_volume
 from decovae.data.volumes import Volumes
+from decovae.errors import RunError
 from decovae.evaluation.tools import Tools
 from decovae.losses.perceptual import PerceptualLoss
 from decovae.metrics import slice_features
@@ -83,7 +84,7 @@ def test_figures_are_what_they_are_called(vae: Path, capsys: pytest.CaptureFixtu
         assert row["volume"] == "sub-0000"
         assert row["grey"] == pytest.approx(tissue.grey, rel=1e-3, abs=1e-2)
     printed = capsys.readouterr().out
-    assert "rFID (random, proxy)" in printed
+    assert "rFD (random, proxy)" in printed
     assert COHORT in printed
     assert "No LPIPS" in printed
 
@@ -157,7 +158,7 @@ def test_threads_and_processes_change_nothing(vae: Path, tmp_path: Path) -> None
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("rFID (random, proxy)") == 1
+    assert done.stdout.count("rFD (random, proxy)") == 1
     one, two = (without_times(evaluation_in(tmp_path / name)) for name in ("one", "two"))
     # What is computed of the whole set at the end is computed by as many threads as there are.
     assert one.pop("frechet")["random"]["average"] == pytest.approx(two.pop("frechet")["random"]["average"], rel=1e-9)
@@ -264,8 +265,9 @@ def option(*options: str) -> Callable[[Path], list[str]]:
         (option("--slice-every", "0"), "give 1 or more"),
         (option("--keep-volumes", "-1"), "give 0 or more"),
         (option("--samples", "x"), "not of a flow; leave the option out"),
+        (option("--number", "2"), "which has no samples; give --limit"),
         (option("--features", "resnet"), "see --help"),
-        (option("--split", "all", "--features", "radimagenet"), "give the file as --radimagenet FILE"),
+        (option("--split", "all", "--features", "radimagenet"), "and name it with --radimagenet FILE"),
         (option("--split", "all", "--radimagenet", "nothing.pt"), "nothing.pt"),
         (option("--split", "all", "--lpips", "random"), "is no LPIPS; give pretrained or a file"),
         (option("--split", "all", "--lpips", "nothing.pth"), "--lpips nothing.pth"),
@@ -291,6 +293,34 @@ def test_a_folder_that_cannot_be_written(vae: Path, tmp_path: Path, capsys: pyte
     for keep in (0, 1):
         assert evaluate(vae, "--split", "all", "--out", tmp_path / "file", "--keep-volumes", keep) == 2
         assert "cannot be written" in sentence(capsys)
+
+
+@pytest.mark.parametrize("options", [["--radimagenet", "nothing.pt"], ["--out", "file"], ["--lpips", "nothing.pth"]])
+def test_what_is_missing_is_said_before_volumes_are_opened(
+    vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    def opened(*_: object) -> None:
+        raise AssertionError("volumes were opened")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("decovae.commands.evaluate_reconstruction.open_split", opened)
+    assert evaluate(vae, "--split", "all", *options) == 2
+
+
+def test_new_pictures_never_lie_beside_old_figures(vae: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, said = vae / "evaluation", RunError("out of memory")
+
+    def fail(*_: object) -> None:
+        raise said
+
+    assert evaluate(vae, "--split", "all", "--keep-volumes", 0) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr("decovae.commands.evaluate_reconstruction.keep_pair", fail)
+        assert evaluate(vae, "--split", "all") == 1
+    assert not list(out.iterdir())
+    assert evaluate(vae, "--split", "all") == 0
+    assert len(list(out.iterdir())) == 4
 
 
 def test_a_decoder_that_diverged_is_named(vae: Path, capsys: pytest.CaptureFixture[str]) -> None:

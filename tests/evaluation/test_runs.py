@@ -37,6 +37,19 @@ def test_a_flow_on_latents_alone_belongs_to_the_run_that_holds_them(vae: Path, t
     assert autoencoder_behind(run).folder == vae.resolve()
 
 
+def test_latents_in_a_folder_of_their_own_tell_of_no_run(vae: Path, tmp_path: Path) -> None:
+    flow = finished_flow(vae, tmp_path / "flow")
+    (flow / "config.yaml").unlink()
+    create_folder(flow, FlowConfig(latents=tmp_path / "store" / "latents"))
+    run = open_run(flow, command="test")
+    assert run.deco is None
+    with pytest.raises(InputError, match=r"lie in no run's folder, .* in its config.yaml, set vae to the folder"):
+        autoencoder_behind(run)
+    config = flow / "config.yaml"
+    config.write_text(config.read_text().replace("vae: null", f"vae: {vae}"))
+    assert autoencoder_behind(open_run(flow, command="test")).folder == vae
+
+
 def test_the_loss_behind_a_tuned_decoder(vae: Path, tmp_path: Path) -> None:
     decoder = tmp_path / "decoder"
     create_folder(decoder, DecoderConfig(vae=vae.resolve()))

@@ -96,7 +96,7 @@ def test_a_digest_tells_content_and_shape_apart() -> None:
 def test_networks_by_name() -> None:
     (network,) = build_networks(["random", "random"], CPU, radimagenet=None, inception=None)
     assert network.name == "random"
-    with pytest.raises(InputError, match=r"--features radimagenet: .* give the file as --radimagenet FILE"):
+    with pytest.raises(InputError, match=r"--features radimagenet: .* name it with --radimagenet FILE"):
         build_networks(["radimagenet"], CPU, radimagenet=None, inception=None)
     with pytest.raises(InputError, match="--features resnet: no such network"):
         build_networks(["resnet"], CPU, radimagenet=None, inception=None)

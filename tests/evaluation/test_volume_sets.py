@@ -75,12 +75,45 @@ def test_the_only_folder_of_samples_is_meant(tmp_path: Path) -> None:
         choose_samples(tmp_path, tmp_path / "third")
 
 
-def test_finished_samples_are_opened_in_order(tmp_path: Path) -> None:
+def test_a_sample_of_a_real_volume_is_that_volume(tmp_path: Path) -> None:
+    volumes = open_cohort(3, seed=0, shape=SOURCE)
+    write_sample(load_volume(volumes, 1, GRID), FRAME, tmp_path, "sample-00000", label="", facts={})
+    sample = SampleVolumes(tmp_path, ["sample-00000"], SPACE).load(0)
+    real = RealVolumes(volumes, [1], GRID, through=FRAME)
+    assert torch.equal(sample, real.load(0))
+    assert not torch.allclose(sample, RealVolumes(volumes, [1], GRID).load(0), atol=1e-2)  # which resizing once is not
+    assert real.frame(0) == RealVolumes(volumes, [1], GRID).frame(0)
+
+
+def test_nothing_is_done_to_real_volumes_where_samples_are_written_on_the_grid() -> None:
+    volumes = open_cohort(3, seed=0, shape=SOURCE)
+    on_grid = FRAME.on_grid(GRID)
+    assert torch.equal(RealVolumes(volumes, [1], GRID, through=on_grid).load(0), load_volume(volumes, 1, GRID))
+
+
+def test_all_samples_or_the_first_are_opened_in_order(tmp_path: Path) -> None:
     folder_of_samples(tmp_path, 3, seed=7)
-    (tmp_path / "sample-00001.nii.gz").unlink()
     names, settings = open_samples(tmp_path, flow_sha256="f")
-    assert names == ["sample-00000", "sample-00002"]
+    assert names == ["sample-00000", "sample-00001", "sample-00002"]
     assert settings["seed"] == 7
+    assert open_samples(tmp_path, flow_sha256="f", number=2)[0] == names[:2]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".nii.gz"])
+def test_a_gap_between_samples_is_refused(tmp_path: Path, suffix: str) -> None:
+    folder_of_samples(tmp_path, 4)
+    (tmp_path / f"sample-00002{suffix}").unlink()
+    for number in (None, 3, 4):
+        again = rf"sample-00002 is missing: run decovae sample … -n {number or 4} again"
+        with pytest.raises(InputError, match=again):
+            open_samples(tmp_path, flow_sha256="f", number=number)
+    assert len(open_samples(tmp_path, flow_sha256="f", number=2)[0]) == 2
+
+
+def test_more_samples_than_there_are_are_refused(tmp_path: Path) -> None:
+    folder_of_samples(tmp_path, 3)
+    with pytest.raises(InputError, match=r"sample-00003 is missing: run decovae sample … -n 5 again"):
+        open_samples(tmp_path, flow_sha256="f", number=5)
 
 
 @pytest.mark.parametrize(
