@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -119,3 +119,9 @@ class Model:
         """The evaluation of these samples, or None."""
         samples = self.samples(phase)
         return None if samples is None else samples.evaluation
+
+
+def without_further_seeds(models: Sequence[Model]) -> list[Model]:
+    """The models but for lone autoencoders whose loss another model has that went on: they tell how seeds vary."""
+    whole = {model.deco for model in models if len(model.runs) > 1}
+    return [model for model in models if len(model.runs) > 1 or model.deco not in whole]

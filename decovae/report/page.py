@@ -19,9 +19,9 @@ from decovae.report import facts, honesty, measures
 from decovae.report.charts import legend
 from decovae.report.curves import CURVES, colour, training_charts
 from decovae.report.images import MOST_DIFFERENCE, difference_scale
-from decovae.report.models import Model
+from decovae.report.models import Model, without_further_seeds
 from decovae.report.pictures import comparisons, latent_figures, sample_rows
-from decovae.report.tables import study_tables
+from decovae.report.tables import PaperTable, study_tables
 from decovae.report.viewer import build_viewer
 
 TITLE = "DeCo-VAE report"
@@ -53,10 +53,12 @@ def render(models: Sequence[Model], *, title: str = TITLE) -> str:
     """The page as text.
 
     Every text from runs and files is escaped; scripts are allowed by their hash alone, and the page itself forbids its
-    browser any request.
+    browser any request. Autoencoders that are there for their latents alone, further seeds of a whole model, are
+    counted in the tables and shown nowhere else.
 
     Args and errors as in `write_report`.
     """
+    tables, models = study_tables(models), without_further_seeds(models)
     environment = Environment(
         loader=PackageLoader("decovae.report"),
         autoescape=True,
@@ -77,7 +79,7 @@ def render(models: Sequence[Model], *, title: str = TITLE) -> str:
         script_hash=_hash(script),
         viewer=viewer,
         **_run_context(models),
-        **_result_context(models),
+        **_result_context(models, tables),
     )
 
 
@@ -99,9 +101,8 @@ def _run_context(models: Sequence[Model]) -> dict[str, Any]:
     }
 
 
-def _result_context(models: Sequence[Model]) -> dict[str, Any]:
+def _result_context(models: Sequence[Model], tables: Sequence[PaperTable]) -> dict[str, Any]:
     samples, samples_caption = sample_rows(models)
-    tables = study_tables(models)
     shared = Counter(note for table in tables if not table.empty for note in table.notes)
     return {
         "paper_tables": tables,

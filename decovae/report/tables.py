@@ -164,19 +164,20 @@ def _latents(models: Sequence[Model]) -> PaperTable:
     columns = (Column("cosine similarity", 4, "lower", 4), Column("effective rank", 2, "higher", 2))
     rows = []
     for deco in ("none", "cov", "sid", "vad"):
-        analyses = [model.analysis or {} for model in _of(models, deco)]
-        if any(analyses):
-            ours = tuple(_cell([each.get(key) for each in analyses]) for key in ("cosine_similarity", "effective_rank"))
+        analyses = [model.analysis for model in _of(models, deco) if model.analysis is not None]
+        if analyses:
+            ours = tuple(_cell([each[key] for each in analyses]) for key in ("cosine_similarity", "effective_rank"))
             rows.append(Row(NAMES[deco], ours, LATENTS.get(deco, (None, None))))
     notes = ["The paper has no row on COV here."] if _of(models, "cov") else []
-    return PaperTable(1, "Use of the latent channels", columns, tuple(rows), (*notes, *_common(models)))
+    analysed = [model for model in models if model.analysis is not None]
+    return PaperTable(1, "Use of the latent channels", columns, tuple(rows), (*notes, *_common(analysed)))
 
 
 class _Quality:
     """Reconstruction and generation of all models: the eight columns of Table 4."""
 
     def __init__(self, models: Sequence[Model]) -> None:
-        self.models = models
+        self.models = [model for model in models if any(self._measured(model, phase) for phase in (BEFORE, AFTER))]
         self.network = self._network()
         distance, digits = ("FD", 4) if self.network == "random" else ("FID", 3)
         self.columns = (
@@ -260,15 +261,23 @@ class _Quality:
 
 
 def _common(models: Sequence[Model]) -> list[str]:
+    """Notes on the data and the seeds of the models that a table shows."""
     notes = []
     if any(model.template_cohort for model in models):
         notes.append(
             "Ours are of the template cohort, simulated from the MNI-152 template, the paper's of 25,252 subjects of "
             "UK Biobank: values are not comparable, orders may be."
         )
-    seeds = sorted({model.seed for model in models})
-    if len(seeds) == 1:
-        notes.append(f"One seed ({seeds[0]}): small differences are no result.")
-    elif seeds:
-        notes.append(f"Mean ± standard deviation over seeds {', '.join(map(str, seeds))}.")
-    return notes
+    seeds: dict[str, list[str]] = {}
+    for model in sorted(models, key=lambda each: each.seed):
+        seeds.setdefault(model.deco, []).append(str(model.seed))
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for deco, own in seeds.items():
+        groups.setdefault(tuple(own), []).append(NAMES.get(deco, deco))
+    for shared, names in groups.items():
+        whose = "" if len(groups) == 1 else f"{', '.join(names)}: "
+        if len(shared) == 1:
+            notes.append(f"{whose}one seed ({shared[0]}), small differences are no result.")
+        else:
+            notes.append(f"{whose}mean ± standard deviation over seeds {', '.join(shared)}.")
+    return [note[0].upper() + note[1:] for note in notes]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from decovae.report.models import Model, RunInfo, SampleSet
+from decovae.report.models import Model, RunInfo, SampleSet, without_further_seeds
 from decovae.report.paper import LATENTS, QUALITY
 from decovae.report.table_text import comma_separated, escape_latex, latex, markdown, write_tables
 from decovae.report.tables import PaperTable, study_tables
@@ -119,6 +119,18 @@ def test_a_cell_of_fewer_seeds_says_so() -> None:
     table = study_tables(models)[1]
     assert table.rows[0].ours[0].values == (25, 27)
     assert "26.00 ± 1.41 (n = 2)" in markdown(table)
+
+
+def test_further_seeds_of_autoencoders_count_in_table_1_alone() -> None:
+    lone = replace(model("vad", 30, seed=43), decoder=None, flow=None)
+    lone = replace(lone, vae=replace(lone.vae, evaluation=None))
+    models = [*all_four(), lone]
+    tables = study_tables(models)
+    assert tables[0].rows[3].ours[1].values == (2.2, 3.0)
+    assert "DeCo-VAE (VAD): mean ± standard deviation over seeds 42, 43." in tables[0].notes
+    assert tables[1:] == study_tables(all_four())[1:]
+    assert without_further_seeds(models) == all_four()
+    assert without_further_seeds([lone]) == [lone]
 
 
 def test_partial_evaluations_are_said_below_every_table_that_shows_them() -> None:
