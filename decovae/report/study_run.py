@@ -230,7 +230,7 @@ class Runner:
     def _stop(self) -> None:
         """Ask what runs to stop, and wait for it: trainings write a checkpoint first."""
         for entry in self.running:
-            entry.process.send_signal(signal.SIGINT)
+            entry.process.terminate()  # not SIGINT: what a shell starts in the background ignores it
         for entry in self.running:
             entry.process.wait()
         self.running.clear()
