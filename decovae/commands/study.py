@@ -43,7 +43,7 @@ class StudyConfig:
     """Seeds of further autoencoders, without COV, that are trained for Table 1 alone; by default 43 44 (quickstart) or
     none (paper)."""
     samples: int | None = None
-    """Volumes to sample from each flow; by default 16 (quickstart) or 1,000 (paper)."""
+    """Volumes to sample from each flow; by default 10 (quickstart) or 1,000 (paper)."""
     data: StudyData = field(default_factory=StudyData)
     radimagenet: Path | None = None
     """RadImageNet's ResNet-50, whose features the paper's FID is of; without it the tables show a proxy."""

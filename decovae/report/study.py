@@ -49,13 +49,13 @@ class Plan:
 PLANS = {
     "quickstart": Plan(
         "quickstart",
-        samples=16,
+        samples=10,
         data=tuple("--data.cohort-size 32 --data.validation-fraction 0.25".split()),
         # The paper's KL weight acts over 100,000 steps; in 400 it would leave the channels' means, which the cosine
         # similarity does not subtract, where they began.
-        vae=tuple("--steps 400 --loss.kl 5e-3".split()),
-        decoder=("--steps", "80"),
-        flow=tuple("--steps 300 --preview.samples 0".split()),
+        vae=tuple("--steps 400 --validate-every 400 --loss.kl 5e-3".split()),
+        decoder=tuple("--steps 60 --validate-every 60".split()),
+        flow=tuple("--steps 300 --validate-every 300 --preview.samples 0".split()),
         latent_seeds=(43, 44),  # a seed alone decides in so few steps how SID and VAD compare
     ),
     "paper": Plan("paper", samples=1000),
