@@ -110,9 +110,9 @@ def study_options(config: StudyConfig) -> StudyOptions:
     return StudyOptions(
         plan,
         config.folder,
+        samples,
         decos=config.deco,
         seeds=config.seeds,
-        samples=samples,
         vae=_split("--vae-options", config.vae_options),
         decoder=_split("--decoder-options", config.decoder_options),
         flow=_split("--flow-options", config.flow_options),

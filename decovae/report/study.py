@@ -95,9 +95,9 @@ class StudyOptions:
 
     plan: Plan
     out: Path
+    samples: int
     decos: tuple[Decorrelation, ...] = DECOS
     seeds: tuple[int, ...] = (42,)
-    samples: int = 16
     vae: tuple[str, ...] = ()
     decoder: tuple[str, ...] = ()
     flow: tuple[str, ...] = ()

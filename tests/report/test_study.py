@@ -57,7 +57,7 @@ def written(folder: Path, name: str) -> float:
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_every_step_comes_after_what_it_needs(plan: str) -> None:
-    planned = cells(StudyOptions(PLANS[plan], Path("study"), seeds=(1, 2)))
+    planned = cells(StudyOptions(PLANS[plan], Path("study"), 4, seeds=(1, 2)))
     names = [cell.name for cell in planned]
     further = 3 * (len(DECOS) - 1) * len(PLANS[plan].latent_seeds)
     assert len(set(names)) == len(names) == 2 * len(DECOS) * 11 + further
@@ -72,7 +72,7 @@ def test_printed_commands_are_a_script(capsys: pytest.CaptureFixture[str]) -> No
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
     assert "$LAUNCH train/vae.py paper --deco sid --data.root /data/t1 --out runs/p/sid-seed42/vae --seed 42" in text
     assert text.splitlines()[-1] == "decovae study paper --data.root /data/t1 --out runs/p"
-    spaced = command_list(cells(StudyOptions(PLANS["paper"], Path("my study"))))
+    spaced = command_list(cells(StudyOptions(PLANS["paper"], Path("my study"), 4)))
     assert "'my study/vad-seed42/vae'" in spaced
 
 
