@@ -38,10 +38,15 @@ def section(study: Mapping[str, Any], *, name: str) -> str:
         f"{study['samples']} volumes sampled from each. Beside each figure stands the paper's; all of it comes from "
         f"[{name}]({name}), written by that command."
     )
-    notes = dict.fromkeys(note for table in tables for note in table.notes)
-    return "\n".join(
-        [head, "", *(markdown(table, notes=False) for table in tables), *(f"- {note}" for note in notes), ""]
-    )
+    of: dict[str, list[str]] = {}
+    for table in tables:
+        for note in table.notes:
+            of.setdefault(note, []).append(str(table.number))
+    notes = [
+        f"- {note}" if len(numbers) == len(tables) else f"- Table{'s'[: len(numbers) > 1]} {', '.join(numbers)}: {note}"
+        for note, numbers in of.items()
+    ]
+    return "\n".join([head, "", *(markdown(table, notes=False) for table in tables), *notes, ""])
 
 
 def replaced(readme: str, text: str) -> str:
