@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -93,13 +93,22 @@ class Runtime:
             except Exception as error:
                 failure = error
         outcomes = self.gather((result, failure))
-        for _, raised in outcomes:
-            if raised is not None:
-                if isinstance(raised, InputError | RunError):
-                    raised.on_all_processes = True
-                raise raised
+        raise_first(raised for _, raised in outcomes)
         value: Result = outcomes[0][0]
         return value
+
+
+def raise_first(gathered: Iterable[Exception | None]) -> None:
+    """Raise the first of what processes raised, which all of them now do alike; nothing where none of them did.
+
+    Args:
+        gathered: of each process what it raised, or None, as `Runtime.gather` has it.
+    """
+    for raised in gathered:
+        if raised is not None:
+            if isinstance(raised, InputError | RunError):
+                raised.on_all_processes = True
+            raise raised
 
 
 @contextmanager

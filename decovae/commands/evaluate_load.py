@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,15 +48,8 @@ def open_networks(config: EvaluateConfig, runtime: Runtime, out: Path) -> list[S
     Raises:
         InputError: weights are missing, or are no such network's, or the folder cannot be written.
     """
-    runtime.on_main(lambda: _probe(out))
+    runtime.on_main(writing(out)(lambda: probe(out)))
     return build_networks(config.networks, runtime.device, radimagenet=config.radimagenet, inception=config.inception)
-
-
-def _probe(out: Path) -> None:
-    try:
-        probe(out)
-    except OSError as error:
-        raise unwritable(out, error) from error
 
 
 def tools_for(
@@ -83,6 +77,14 @@ def need_two(count: int, *, what: str, advice: str) -> None:
         raise InputError(f"{what} is {count} volume{'' if count == 1 else 's'}, and a covariance needs 2; {advice}.")
 
 
-def unwritable(out: Path, error: OSError) -> InputError:
-    """The sentence about a folder that cannot be written."""
-    return InputError(f"--out {out}: cannot be written ({error.strerror or error}); give another folder.")
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Around what writes into ``--out``, also as a decorator.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written ({error.strerror or error}); give another folder.") from error

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from decovae.commands.evaluate import EvaluateConfig
-from decovae.commands.evaluate_load import Evaluated, need_two, open_networks, open_split, tools_for, unwritable
+from decovae.commands.evaluate_load import Evaluated, need_two, open_networks, open_split, tools_for, writing
 from decovae.data.volumes import times
 from decovae.errors import InputError
 from decovae.evaluation.distances import frechet
@@ -63,13 +62,11 @@ def evaluate_reconstruction(config: EvaluateConfig, found: Run, files: FinishedV
 
     def keep(place: int, original: Tensor, reconstruction: Tensor) -> None:
         if place < config.keep_volumes:
-            try:
+            with writing(out):
                 keep_pair(out, place, real.frame(place), real.names[place], original, reconstruction)
-            except OSError as error:
-                raise unwritable(out, error) from error
 
     if config.keep_volumes:
-        runtime.on_main(lambda: _forget(out))
+        runtime.on_main(writing(out)(lambda: forget_evaluation(out)))
     done = measure_reconstructions(real, reconstructor, tools, keep=keep)
     partial = partial_sentence({"volumes": (len(chosen), len(splits[config.split]))}, config.limit)
     evaluation = {
@@ -100,13 +97,6 @@ def evaluate_reconstruction(config: EvaluateConfig, found: Run, files: FinishedV
         for entry, row in zip(evaluation["volumes"], done.rows, strict=True)
     ]
     return Evaluated(evaluation, rows, out)
-
-
-def _forget(out: Path) -> None:
-    try:
-        forget_evaluation(out)
-    except OSError as error:
-        raise unwritable(out, error) from error
 
 
 def _intervals(subjects: Sequence[str], done: Reconstructions) -> dict[str, Any]:

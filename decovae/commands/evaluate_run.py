@@ -6,7 +6,7 @@ import time
 
 from decovae.commands.evaluate import EvaluateConfig
 from decovae.commands.evaluate_generation import evaluate_generation
-from decovae.commands.evaluate_load import Evaluated, unwritable
+from decovae.commands.evaluate_load import writing
 from decovae.commands.evaluate_reconstruction import evaluate_reconstruction
 from decovae.commands.evaluate_table import print_evaluation
 from decovae.evaluation.outputs import write_evaluation
@@ -29,13 +29,6 @@ def run(config: EvaluateConfig, runtime: Runtime) -> None:
     else:
         done = evaluate_reconstruction(config, found, found.files, runtime)
     done.evaluation["seconds"]["wall"] = round(time.perf_counter() - start, 3)
-    runtime.on_main(lambda: _write(done))
+    runtime.on_main(writing(done.out)(lambda: write_evaluation(*done)))
     if runtime.main:
         print_evaluation(done.evaluation, done.out)
-
-
-def _write(done: Evaluated) -> None:
-    try:
-        write_evaluation(*done)
-    except OSError as error:
-        raise unwritable(done.out, error) from error

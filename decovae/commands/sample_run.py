@@ -23,7 +23,7 @@ from decovae.generation.sample_folder import begin_folder, draw_pictures, missin
 from decovae.generation.sampling import Precision, Sampler, sample_noise
 from decovae.generation.solvers import evaluations
 from decovae.generation.volumes_out import write_sample
-from decovae.runtime import Runtime
+from decovae.runtime import Runtime, raise_first
 
 Result = TypeVar("Result")
 
@@ -214,8 +214,5 @@ def _on_all(runtime: Runtime, config: SampleConfig, action: Callable[[], Result]
     except OSError as error:  # one of write() names no file
         where = error.filename or config.folder
         failure = RunError(f"{where}: cannot be read or written ({error.strerror or error}).")
-    for raised in runtime.gather(failure):
-        if raised is not None:
-            raised.on_all_processes = True
-            raise raised
+    raise_first(runtime.gather(failure))
     return results[0]

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from decovae.errors import InputError, RunError
-from decovae.runtime import Runtime
+from decovae.runtime import Runtime, raise_first
 
 Result = TypeVar("Result")
 
@@ -33,8 +33,5 @@ def gathered(runtime: Runtime, action: Callable[[], list[tuple[int, Result]]]) -
     except torch.OutOfMemoryError:
         failure = RunError("the GPU ran out of memory; end what else uses it (see nvidia-smi), or give --device cpu.")
     outcomes = runtime.gather((mine, failure))
-    for _, raised in outcomes:
-        if raised is not None:
-            raised.on_all_processes = True
-            raise raised
+    raise_first(raised for _, raised in outcomes)
     return [result for _, result in sorted((pair for part, _ in outcomes for pair in part), key=lambda pair: pair[0])]

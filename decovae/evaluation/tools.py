@@ -14,11 +14,12 @@ from torch import Tensor
 from decovae.data.cache import recall, remember
 from decovae.data.frame import Frame
 from decovae.data.volumes import Shape
-from decovae.evaluation.ahead import Stopwatch, worked_ahead
 from decovae.evaluation.slice_sets import SliceSet, SliceStatistics, dealt
 from decovae.evaluation.slices import Features, Slicing, digest_of
+from decovae.evaluation.stopwatch import Stopwatch
 from decovae.evaluation.together import gathered
 from decovae.evaluation.volume_sets import VolumeSet
+from decovae.generation.ahead import worked_ahead
 from decovae.generation.progress import Progress
 from decovae.generation.threads import one_thread
 from decovae.metrics.memorisation import thumbnail

@@ -13,16 +13,14 @@ from PIL import Image
 
 from decovae.data.frame import Frame
 from decovae.files import write_atomically
-
-PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
-"""Planes to look at, and the RAS axis that each is perpendicular to."""
+from decovae.metrics.slice_features import AXES
 
 MOST_SAMPLES = 16
 COLUMNS = 4
 
 
 def central_planes(volume: np.ndarray) -> list[np.ndarray]:
-    """The slices in the middle of `PLANES`: a picture's rows run from superior (or anterior) down, left is left.
+    """The slices in the middle of `AXES`: a picture's rows run from superior (or anterior) down, left is left.
 
     Args:
         volume: (D, H, W) in RAS axes.
@@ -30,11 +28,11 @@ def central_planes(volume: np.ndarray) -> list[np.ndarray]:
     Returns:
         Axial (H, D), coronal (W, D), sagittal (W, H), each clipped to [0, 1].
     """
-    return [np.rot90(volume.take(volume.shape[axis] // 2, axis=axis)).clip(0, 1) for axis in PLANES.values()]
+    return [np.rot90(volume.take(volume.shape[axis] // 2, axis=axis)).clip(0, 1) for axis in AXES.values()]
 
 
 def pixel_sizes(frame: Frame) -> list[tuple[float, float]]:
-    """For each of `PLANES` the height and the width of a pixel in millimetres."""
+    """For each of `AXES` the height and the width of a pixel in millimetres."""
     across, along, up = (float(size) for size in np.linalg.norm(frame.matrix[:3, :3], axis=0))
     return [(along, across), (up, across), (up, along)]
 

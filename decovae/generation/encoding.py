@@ -18,12 +18,13 @@ from decovae.data.frame import Frame
 from decovae.data.patches import load_volume
 from decovae.data.volumes import LeftOut, Shape, VolumeRecord, Volumes
 from decovae.errors import InputError, RunError
+from decovae.generation.ahead import worked_ahead
 from decovae.generation.encoding_plan import Encoded, Plan, planned_row, unwritable
 from decovae.generation.latent_space import LatentSpace
 from decovae.generation.latents import LatentRecord, LatentStore, Precision, kept_precision, open_latents, write_index
 from decovae.generation.progress import Progress
 from decovae.generation.shards import read_header, shard_path
-from decovae.generation.side_by_side import encoded_ahead, volumes_at_once
+from decovae.generation.side_by_side import volumes_at_once
 from decovae.generation.threads import one_thread
 from decovae.losses.moments import ChannelMoments
 from decovae.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -121,7 +122,8 @@ def _fill(
     missing = plan.pending(runtime)
     mine = missing[runtime.rank :: runtime.world]
     places = [place for number in mine for place in plan.places(number)]
-    ahead = encoded_ahead(load, encode, places, threads=at_once, on_cpu=runtime.device.type == "cpu")
+    on_cpu = runtime.device.type == "cpu"
+    ahead = worked_ahead(places, load, encode, lambda _, latent: latent, threads=at_once, on_cpu=on_cpu)
     with Progress("Encoding", len(places), visible=runtime.main) as progress:
         if kept := len(plan.numbers) - len(missing):
             progress.say(f"{plan.folder}: {kept} of {len(plan.numbers)} files are there already.")

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
-from torch import Tensor
 
 from decovae.data.volumes import Shape
-from decovae.generation.encoding_plan import Encoded
 from decovae.generation.threads import fitting
 from decovae.models.autoencoder import AutoencoderConfig
 from decovae.runtime import Runtime
@@ -44,41 +38,3 @@ def volume_bytes(config: AutoencoderConfig, grid: Shape, *, on_cpu: bool) -> int
     """
     channels = config.channels[0] if on_cpu else config.image_channels
     return COPIES * channels * math.prod(grid) * torch.float32.itemsize
-
-
-def encoded_ahead(
-    load: Callable[[int], Tensor],
-    encode: Callable[[int, Tensor], Encoded],
-    places: Sequence[int],
-    *,
-    threads: int,
-    on_cpu: bool,
-) -> Generator[Encoded, None, None]:
-    """Latents in order. Threads work ahead: they load for a GPU, which this thread feeds; on the CPU they do it all.
-
-    Args:
-        load: the image at a place; called in any thread.
-        encode: the latent of a place and its image; called in any thread on the CPU, in the caller's for a GPU.
-        places: what to encode.
-        threads: at least 1.
-        on_cpu: where the encoder is.
-    """
-
-    def work(place: int) -> Tensor | Encoded:
-        image = load(place)
-        return encode(place, image) if on_cpu else image
-
-    waiting: deque[tuple[int, Future[Tensor | Encoded]]] = deque()
-    remaining = iter(places)
-    pool = ThreadPoolExecutor(threads)
-    try:
-        while True:
-            for place in itertools.islice(remaining, 2 * threads - len(waiting)):
-                waiting.append((place, pool.submit(work, place)))
-            if not waiting:
-                return
-            place, future = waiting.popleft()
-            done = future.result()
-            yield done if isinstance(done, Encoded) else encode(place, done)
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -10,6 +10,7 @@ from decovae.report.curves import Chart, colour
 from decovae.report.facts import Table, sentence
 from decovae.report.material import PHASES
 from decovae.report.models import AFTER, Model, Phase
+from decovae.report.tables import PARTS
 
 Evaluated = tuple[Model, Phase, Mapping[str, Any]]
 """A model, before or after fine-tuning, and an evaluation, or a part of one."""
@@ -27,7 +28,6 @@ FIDELITY = (
     ("coverage", "coverage ↑", 3),
     ("kid", "KID ↓", 4),
 )
-PLANES = ("axial", "coronal", "sagittal", "average")
 
 
 def reconstruction_table(models: Sequence[Model]) -> Table | None:
@@ -60,13 +60,13 @@ def frechet_tables(models: Sequence[Model]) -> list[Table]:
                     (
                         f"{model.name}, {_phase(phase)}",
                         f"{network}{' (proxy)' if distances['proxy'] else ''}",
-                        *(_significant(distances.get(plane)) for plane in PLANES),
+                        *(_significant(distances.get(plane)) for plane in PARTS),
                         f"{slices['real']:,} / {slices['generated']:,}",
                     )
                 )
         if rows:
             tables.append(
-                Table(f"Fréchet distances, lower is better. {caption}.", ("model", "features", *PLANES, "slices"), rows)
+                Table(f"Fréchet distances, lower is better. {caption}.", ("model", "features", *PARTS, "slices"), rows)
             )
     return tables
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from decovae.errors import InputError
+from decovae.generation.sample_folder import SETTINGS
 from decovae.report.models import RunInfo, SampleSet
 from decovae.training.config_file import NAME as CONFIG
 from decovae.training.config_file import STAGES, read_plain
 
-SAMPLES = "samples.json"
 STUDY = "study.json"
 DEPTH = 3
 """Levels below a study's folder at which runs are looked for."""
@@ -41,7 +41,7 @@ def find_folders(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
             raise InputError(f"{folder}: no such folder; give folders of finished runs, or that of a study.")
         if (folder / CONFIG).is_file():
             runs.append(folder)
-        elif (folder / SAMPLES).is_file():
+        elif (folder / SETTINGS).is_file():
             samples.append(folder.resolve())
         else:
             found = [path.parent for level in range(1, DEPTH) for path in sorted(folder.glob("*/" * level + CONFIG))]
@@ -94,7 +94,7 @@ def read_samples(folder: Path) -> SampleSet:
     """
     return SampleSet(
         folder,
-        _read_object(folder / SAMPLES, advice="run `decovae sample` again") or {},
+        _read_object(folder / SETTINGS, advice="run `decovae sample` again") or {},
         _first([folder / "evaluation" / "evaluation.json"], advice="run `decovae evaluate` again"),
     )
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from decovae.errors import InputError, RunError
 from decovae.files import write_text
+from decovae.report.run_files import STUDY
 from decovae.report.study import Cell
 
-RECORD = "study.json"
 VERSION = 1
 
 POLL = 0.2
@@ -45,7 +45,7 @@ class Record:
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        self.path = folder / RECORD
+        self.path = folder / STUDY
         earlier = read_record(self.path)
         self.content: dict[str, Any] = {
             "kind": "study",

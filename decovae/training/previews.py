@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from decovae.files import write_atomically
-from decovae.generation.contact_sheet import PLANES
+from decovae.metrics.slice_features import AXES
 
 
 def save_preview(volume: torch.Tensor, reconstruction: torch.Tensor, path: Path, *, title: str) -> None:
@@ -28,8 +28,8 @@ def save_preview(volume: torch.Tensor, reconstruction: torch.Tensor, path: Path,
     figure = Figure(figsize=(8.6, 9), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11)
-    axes = figure.subplots(len(PLANES), len(columns))
-    for row, (plane, axis) in enumerate(PLANES.items()):
+    axes = figure.subplots(len(AXES), len(columns))
+    for row, (plane, axis) in enumerate(AXES.items()):
         for column, (name, image) in enumerate(columns.items()):
             # Rows of the picture run from superior (or anterior) down; the subject's left is on the left.
             slice_ = np.rot90(image.take(image.shape[axis] // 2, axis=axis))

@@ -1,15 +1,11 @@
-"""Volumes measured side by side: threads load, and on the CPU do all of it; a GPU is fed by the caller's thread."""
+"""Volumes worked on side by side: threads load, and on the CPU do all of it; a GPU is fed by the caller's thread."""
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TypeVar
-
-import torch
 
 Loaded = TypeVar("Loaded")
 Computed = TypeVar("Computed")
@@ -62,19 +58,3 @@ def worked_ahead(
                 yield finishing.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-class Stopwatch:
-    """Seconds by what they went into; of one volume, so that those of volumes side by side can be added up."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def time(self, part: str, *, on: torch.device | None = None) -> Iterator[None]:
-        """Add what happens inside; `on` a GPU until that is done with it, which others of its threads wait for too."""
-        start = time.perf_counter()
-        yield
-        if on is not None and on.type == "cuda":
-            torch.cuda.synchronize(on)
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start

@@ -8,7 +8,8 @@ from contextlib import closing
 
 import pytest
 
-from decovae.evaluation.ahead import Stopwatch, worked_ahead
+from decovae.evaluation.stopwatch import Stopwatch
+from decovae.generation.ahead import worked_ahead
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
