@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 
 from decovae.data.patches import load_volume
 from decovae.data.volumes import LeftOut, VolumeRecord
@@ -43,6 +42,7 @@ from tests.generation.cohort import (
     contents,
     encode,
 )
+from tests.ranks import spawn
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ["autoencoder.safetensors", "index.json", *(f"latents-0000{number}.safetensors" for number in range(3))]
@@ -132,9 +132,7 @@ def test_a_gpu_encodes_the_same_bytes_twice_and_nearly_what_the_cpu_does(whole: 
 
 
 def _one_of_two(rank: int, port: int, out: Path) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     with start_runtime("cpu") as runtime:
         volumes = NoiseVolumes()
         store = encode(out, volumes, runtime)
@@ -153,7 +151,7 @@ def test_processes_do_not_show(whole: LatentStore, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.spawn(_one_of_two, (port, out), nprocs=2)
+    spawn(_one_of_two, (port, out), world=2)
     assert contents(out) == contents(whole.folder)
     seen = [[int(index) for index in (tmp_path / f"seen-{rank}").read_text().split()] for rank in range(2)]
     assert seen == [[*range(16), *range(32, COUNT)], [*range(16, 32)]], "each volume is encoded once"

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -17,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from decovae import LatentHead, channel_statistics, sid_loss, vad_loss
 from decovae.losses.moments import channel_moments
+from tests.ranks import spawn
 
 SIZES = (3, 1, 2)  # volumes a rank, uneven
 WORLD = len(SIZES)
@@ -147,4 +147,4 @@ def run_rank(rank: int, store: str) -> None:
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch is built without gloo")
 def test_uneven_ranks_equal_one_process(tmp_path: Path) -> None:
-    mp.spawn(run_rank, args=(str(tmp_path / "store"),), nprocs=WORLD)
+    spawn(run_rank, (str(tmp_path / "store"),), world=WORLD)

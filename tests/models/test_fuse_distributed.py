@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -16,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from decovae import unfuse
 from decovae.models.autoencoder import Autoencoder, AutoencoderConfig
+from tests.ranks import spawn
 
 CONFIG = AutoencoderConfig(channels=(4, 8), residual_blocks=1, groups=2, latent_channels=2)
 WORLD = 2
@@ -61,4 +61,4 @@ def check_rank(rank: int, store: str) -> None:
 
 
 def test_fused_networks_train_on_several_ranks(tmp_path: Path) -> None:
-    mp.spawn(check_rank, args=(str(tmp_path / "store"),), nprocs=WORLD)
+    spawn(check_rank, (str(tmp_path / "store"),), world=WORLD)
