@@ -8,7 +8,7 @@ from typing import Any
 
 from decovae.report.facts import evaluations, runs, sentence, short_path
 from decovae.report.material import PHASE_NAMES, PHASES, sample_files
-from decovae.report.models import BEFORE, Model
+from decovae.report.models import BEFORE, Model, generates
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,9 @@ def genuine(models: Sequence[Model]) -> list[str]:
 
 
 def missing(models: Sequence[Model]) -> list[Gap]:
-    """What a complete page would have and this one has not."""
-    return [Gap(model.name, what, command) for model in models for what, command in _missing(model)]
+    """What a complete page would have and this one has not; flows only where one of the models has one."""
+    flows = generates(models)
+    return [Gap(model.name, what, command) for model in models for what, command in _missing(model, flows=flows)]
 
 
 def _proxies(models: Sequence[Model]) -> Iterator[str]:
@@ -97,12 +98,12 @@ def _genuine(models: Sequence[Model]) -> Iterator[str]:
     yield "The paper's columns: as printed in the paper, of 25,252 subjects of UK Biobank; none of them was run again."
 
 
-def _missing(model: Model) -> Iterator[tuple[str, str]]:
+def _missing(model: Model, *, flows: bool) -> Iterator[tuple[str, str]]:
     if model.vae is None:
         yield "the autoencoder's run is not among the folders", ""
     if model.decoder is None:
         yield "no decoder fine-tuning", "torchrun train/decoder.py --vae RUN"
-    if model.flow is None:
+    if model.flow is None and flows:
         yield "no flow, so nothing was generated", "torchrun train/flow.py --vae RUN"
     if model.analysis is None:
         run = next(iter(model.runs.values()))

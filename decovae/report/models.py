@@ -121,6 +121,11 @@ class Model:
         return None if samples is None else samples.evaluation
 
 
+def generates(models: Sequence[Model]) -> bool:
+    """Whether any of the models has a flow: without one nothing can have been generated."""
+    return any(model.flow is not None for model in models)
+
+
 def without_further_seeds(models: Sequence[Model]) -> list[Model]:
     """The models but for lone autoencoders whose loss another model has that went on: they tell how seeds vary."""
     whole = {model.deco for model in models if len(model.runs) > 1}

@@ -19,7 +19,7 @@ from decovae.report import facts, honesty, measures
 from decovae.report.charts import legend
 from decovae.report.curves import CURVES, colour, training_charts
 from decovae.report.images import MOST_DIFFERENCE, difference_scale
-from decovae.report.models import Model, without_further_seeds
+from decovae.report.models import Model, generates, without_further_seeds
 from decovae.report.pictures import comparisons, latent_figures, sample_rows
 from decovae.report.tables import PaperTable, study_tables
 from decovae.report.viewer import build_viewer
@@ -29,13 +29,14 @@ TITLE = "DeCo-VAE report"
 MEGABYTE = 1_000_000
 
 
-def write_report(models: Sequence[Model], path: Path, *, title: str = TITLE) -> int:
+def write_report(models: Sequence[Model], path: Path, *, title: str = TITLE, expected: Sequence[str] = ()) -> int:
     """Write the page, whole or not at all.
 
     Args:
         models: at least one, see `decovae.report.collect.collect`.
         path: of the HTML file.
         title: heading and window title.
+        expected: decorrelation losses of models that will be there, see `decovae.report.tables.study_tables`.
 
     Returns:
         The file's size in bytes.
@@ -44,12 +45,12 @@ def write_report(models: Sequence[Model], path: Path, *, title: str = TITLE) -> 
         InputError: a volume or an analysis cannot be read.
         OSError: the file cannot be written.
     """
-    content = render(models, title=title).encode()
+    content = render(models, title=title, expected=expected).encode()
     write_atomically(path, lambda file: file.write(content))
     return len(content)
 
 
-def render(models: Sequence[Model], *, title: str = TITLE) -> str:
+def render(models: Sequence[Model], *, title: str = TITLE, expected: Sequence[str] = ()) -> str:
     """The page as text.
 
     Every text from runs and files is escaped; scripts are allowed by their hash alone, and the page itself forbids its
@@ -58,7 +59,7 @@ def render(models: Sequence[Model], *, title: str = TITLE) -> str:
 
     Args and errors as in `write_report`.
     """
-    tables, models = study_tables(models), without_further_seeds(models)
+    tables, models = study_tables(models, expected=expected), without_further_seeds(models)
     environment = Environment(
         loader=PackageLoader("decovae.report"),
         autoescape=True,
@@ -74,6 +75,7 @@ def render(models: Sequence[Model], *, title: str = TITLE) -> str:
         date=datetime.date.today().isoformat(),
         version=decovae.__version__,
         models=models,
+        generation=generates(models),
         style=Markup(style),
         script=Markup(script),
         script_hash=_hash(script),
@@ -90,7 +92,11 @@ def _run_context(models: Sequence[Model]) -> dict[str, Any]:
         "run_table": facts.run_table(models),
         "machines": facts.machines(models),
         "configurations": facts.configurations(models),
-        "training": {facts.STAGE_NAMES[stage]: training_charts(models, stage) for stage in CURVES},
+        "training": {
+            facts.STAGE_NAMES[stage]: training_charts(models, stage)
+            for stage in CURVES
+            if stage != "flow" or generates(models)
+        },
         "legend": legend((model.name, colour(place), place) for place, model in enumerate(models)),
         "speed_table": facts.speed_table(models),
         "study_tables": facts.study_tables(models),
@@ -103,13 +109,15 @@ def _run_context(models: Sequence[Model]) -> dict[str, Any]:
 
 def _result_context(models: Sequence[Model], tables: Sequence[PaperTable]) -> dict[str, Any]:
     samples, samples_caption = sample_rows(models)
+    # Where nothing was generated the page says so once; Table 3 is not missing besides.
+    empty = [table.number for table in tables if table.empty and (table.number != 3 or generates(models))]
     shared = Counter(note for table in tables if not table.empty for note in table.notes)
     return {
         "paper_tables": tables,
         "empty_tables": {
             command: numbers
             for command, chosen in (("decovae analyze RUN", (1,)), ("decovae evaluate RUN", (2, 3, 4, 5)))
-            if (numbers := [table.number for table in tables if table.empty and table.number in chosen])
+            if (numbers := [number for number in empty if number in chosen])
         },
         "paper_notes": [note for note, times in shared.items() if times > 1],
         "reconstruction_table": measures.reconstruction_table(models),

@@ -1,7 +1,7 @@
 """The paper's matrix as commands: {none, COV, SID, VAD} × {before, after fine-tuning}, through flow and samples.
 
-A study is a folder. Each of its models has one of its own in it, ``vad-seed42``, with the runs ``vae``, ``decoder`` and
-``flow``; latents, analyses, samples and evaluations lie in the runs that they are of.
+A study is a folder. Each of its models has one of its own in it, ``vad-seed42``, with the runs ``vae``, ``decoder``
+and, where the plan generates, ``flow``; latents, analyses, samples and evaluations lie in the runs that they are of.
 """
 
 from __future__ import annotations
@@ -15,52 +15,15 @@ from typing import Literal
 from decovae.generation.sample_folder import CONTACT_SHEET
 from decovae.losses.objective import Decorrelation
 from decovae.report.models import AFTER, BEFORE
-from decovae.training.config import Preset
+from decovae.report.study_plans import Plan
 
 Tool = Literal["train/vae.py", "train/decoder.py", "train/flow.py", "decovae"]
 
 DECOS: tuple[Decorrelation, ...] = ("none", "cov", "sid", "vad")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a study trains and samples, beside what its options say.
-
-    Attributes:
-        preset: of the three trainings.
-        samples: volumes to sample from each flow.
-        data: options of train/vae.py on its volumes, the template cohort's; all later steps take them from its run.
-        vae: more options of train/vae.py.
-        decoder: more options of train/decoder.py.
-        flow: more options of train/flow.py.
-        latent_seeds: seeds of further autoencoders, trained and analysed alone, for Table 1's mean and deviation; COV,
-            which is not in the paper's, has none.
-    """
-
-    preset: Preset
-    samples: int
-    data: tuple[str, ...] = ()
-    vae: tuple[str, ...] = ()
-    decoder: tuple[str, ...] = ()
-    flow: tuple[str, ...] = ()
-    latent_seeds: tuple[int, ...] = ()
-
-
-PLANS = {
-    "quickstart": Plan(
-        "quickstart",
-        samples=10,
-        data=tuple("--data.cohort-size 32 --data.validation-fraction 0.25".split()),
-        # The paper's KL weight acts over 100,000 steps; in 400 it would leave the channels' means, which the cosine
-        # similarity does not subtract, where they began.
-        vae=tuple("--steps 400 --validate-every 400 --loss.kl 5e-3".split()),
-        decoder=tuple("--steps 60 --validate-every 60".split()),
-        flow=tuple("--steps 300 --validate-every 300 --preview.samples 0".split()),
-        latent_seeds=(43, 44),  # a seed alone decides in so few steps how SID and VAD compare
-    ),
-    "paper": Plan("paper", samples=1000),
-}
-"""By name."""
+FIRST: dict[Decorrelation, int] = {"none": 0, "vad": 0, "sid": 1, "cov": 2}
+"""What is wanted first when a study is stopped half-way: the baseline and the paper's best, side by side."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +36,7 @@ class Cell:
         arguments: its arguments.
         done: a file that is there once it has succeeded.
         after: names of the cells whose results it needs.
-        stage: its rank in the order in which cells are begun; those of one rank need nothing of each other.
+        stage: how many blocks of commands have to be behind it; those of one stage need nothing of each other.
     """
 
     name: str
@@ -107,13 +70,21 @@ class StudyOptions:
 
 
 def cells(options: StudyOptions) -> list[Cell]:
-    """All commands of a study, in an order that respects what needs what."""
-    found = [cell for seed in options.seeds for deco in options.decos for cell in _model_cells(deco, seed, options)]
-    for seed in options.plan.latent_seeds:
+    """All commands of a study, in an order that respects what needs what.
+
+    Seed by seed, and of each seed none and VAD to their end before SID and COV, so that a study that is stopped has
+    something to compare. Autoencoders for Table 1 alone come last.
+    """
+    found: list[tuple[tuple[int, int, int], Cell]] = []
+    for turn, seed in enumerate(options.seeds):
+        for deco in options.decos:
+            found += [((turn, FIRST[deco], cell.stage), cell) for cell in _model_cells(deco, seed, options)]
+    for turn, seed in enumerate(options.plan.latent_seeds, start=len(options.seeds)):
         for deco in options.decos:
             if seed not in options.seeds and deco != "cov":
-                found += _model_cells(deco, seed, options, latents_only=True)
-    return sorted(found, key=lambda cell: cell.stage)
+                alone = _model_cells(deco, seed, options, latents_only=True)
+                found += [((turn, FIRST[deco], cell.stage), cell) for cell in alone]
+    return [cell for _, cell in sorted(found, key=lambda entry: entry[0])]
 
 
 def _model_cells(deco: str, seed: int, options: StudyOptions, *, latents_only: bool = False) -> Iterator[Cell]:
@@ -141,13 +112,16 @@ def _model_cells(deco: str, seed: int, options: StudyOptions, *, latents_only: b
     yield cell("encode", "decovae", ["encode", vae, *common], latents, ["vae"], 1)
     analysis = vae / "analysis"
     analyze = ["analyze", vae, "--out", analysis, *(["--tsne-codes", "0"] if latents_only else []), *common]
-    yield cell("analyze", "decovae", analyze, analysis / "analysis.json", ["encode"], 4)
+    yield cell("analyze", "decovae", analyze, analysis / "analysis.json", ["encode"], 2)
     if latents_only:
         return
-    yield train("flow", ["--vae", vae, *plan.flow, *options.flow], ["encode"], 2)
-    yield train("decoder", ["--vae", vae, *plan.decoder, *options.decoder], ["vae"], 3)
+    if plan.generates:
+        yield train("flow", ["--vae", vae, *plan.flow, *options.flow], ["encode"], 3)
+    yield train("decoder", ["--vae", vae, *plan.decoder, *options.decoder], ["vae"], 4)
     for phase, run in ((BEFORE, vae), (AFTER, decoder)):
         yield evaluate(f"evaluate-{run.name}", [run], run / "evaluation", [run.name], 5)
+        if not plan.generates:
+            continue
         out = flow / "samples" / phase
         sample = ["sample", flow, "-n", options.samples, "--decoder", run, "--out", out, *seeded]
         sheet = out / CONTACT_SHEET  # which is drawn when all samples are there
@@ -156,19 +130,24 @@ def _model_cells(deco: str, seed: int, options: StudyOptions, *, latents_only: b
         yield evaluate(f"evaluate-{phase}", measured, out / "evaluation", [f"sample-{phase}"], 7)
 
 
-def command_list(planned: Sequence[Cell]) -> str:
+def command_list(planned: Sequence[Cell], *, processes: int | None = None) -> str:
     """The commands as a shell script: blocks, of which each needs those before it, and whose lines need nothing of each
-    other, so that a scheduler may run them at the same time."""
+    other, so that a scheduler may run them at the same time.
+
+    Args:
+        planned: the cells.
+        processes: of a command; None is one a GPU.
+    """
     lines = [
         "#!/usr/bin/env bash",
         "# Lines of one block can run at the same time; a block needs the blocks before it. In a clone of decovae.",
-        'LAUNCH=${LAUNCH:-"torchrun --standalone --nproc_per_node gpu"}',
+        f'LAUNCH=${{LAUNCH:-"torchrun --standalone --nproc_per_node {processes or "gpu"}"}}',
     ]
-    stage = -1
-    for cell in planned:
+    block, stage = 0, -1
+    for cell in sorted(planned, key=lambda cell: cell.stage):
         if cell.stage != stage:
-            stage = cell.stage
-            lines.append(f"\n# {stage + 1}: {cell.name.rpartition('/')[2].partition('-')[0]}")
+            block, stage = block + 1, cell.stage
+            lines.append(f"\n# {block}: {cell.name.rpartition('/')[2].partition('-')[0]}")
         tool = "-m decovae.cli" if cell.tool == "decovae" else cell.tool
         lines.append(f"$LAUNCH {tool} {shlex.join(cell.arguments)}")
     return "\n".join(lines) + "\n"

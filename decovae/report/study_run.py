@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import re
 import signal
@@ -26,6 +27,9 @@ VERSION = 1
 POLL = 0.2
 """Seconds between looks at the running commands."""
 
+PATIENCE = 120.0
+"""Seconds that a command has to stop where it can go on, before it is asked again, which it obeys at once."""
+
 LAST_LINES = 3
 """Of a failed command's log that the error shows."""
 
@@ -35,6 +39,8 @@ SCRIPTS = Path(__file__).resolve().parents[2]
 
 class Record:
     """``study.json``: what the study is, the seconds it took, and of each cell command, end, seconds and peak memory.
+
+    Seconds and memory are those of all attempts at a cell: one that was stopped is listed under ``unfinished``.
 
     Args:
         folder: of the study.
@@ -51,8 +57,7 @@ class Record:
             "kind": "study",
             "version": VERSION,
             **facts,
-            "seconds": earlier["seconds"],
-            "cells": earlier["cells"],
+            **earlier,
         }
 
     def done(self, cell: Cell) -> bool:
@@ -68,18 +73,32 @@ class Record:
 
     def add_seconds(self, seconds: float) -> None:
         """Add to the time that the study took, and write the file."""
-        self.content["seconds"] = round(self.content["seconds"] + seconds, 1)
+        self.content["seconds"] = round(self.content["seconds"] + seconds, 2)
         self.write()
 
     def note(self, cell: Cell, *, seconds: float, peak_memory_gb: float) -> None:
         """Note a success, and write the file."""
-        self.content["cells"][cell.name] = {
-            "arguments": list(cell.arguments),
-            "finished": cell.done.stat().st_mtime,  # a command that found its result there has left it as it was
-            "seconds": round(seconds, 1),
-            "peak_memory_gb": round(peak_memory_gb, 2),
-        }
+        attempts = self._attempts(cell, seconds, peak_memory_gb)
+        self.content["unfinished"].pop(cell.name, None)
+        # The end is that of the file: a command that found its result there has left it as it was.
+        self.content["cells"][cell.name] = {**attempts, "finished": cell.done.stat().st_mtime}
         self.write()
+
+    def note_unfinished(self, cell: Cell, *, seconds: float, peak_memory_gb: float) -> None:
+        """Note an attempt that was stopped or failed, and write the file."""
+        self.content["unfinished"][cell.name] = self._attempts(cell, seconds, peak_memory_gb)
+        self.write()
+
+    def _attempts(self, cell: Cell, seconds: float, peak_memory_gb: float) -> dict[str, Any]:
+        """This attempt at a cell together with those before it that went by the same arguments."""
+        before = self.content["unfinished"].get(cell.name, {})
+        if before.get("arguments") != list(cell.arguments):
+            before = {"seconds": 0.0, "peak_memory_gb": 0.0}
+        return {
+            "arguments": list(cell.arguments),
+            "seconds": round(before["seconds"] + seconds, 1),
+            "peak_memory_gb": max(before["peak_memory_gb"], round(peak_memory_gb, 2)),
+        }
 
     def write(self) -> None:
         """Write the file whole or not at all."""
@@ -87,16 +106,18 @@ class Record:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The ``seconds`` that a study took so far and its ``cells``, from its ``study.json``; none where there is no file.
+    """The ``seconds`` that a study took so far, its ``cells`` and its ``unfinished`` ones, from its ``study.json``;
+    none where there is no file.
 
     Raises:
         InputError: it is damaged.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return {"seconds": float(content["seconds"]), "cells": dict(content["cells"])}
+        unfinished = dict(content.get("unfinished", {}))  # which an older one has not
+        return {"seconds": float(content["seconds"]), "cells": dict(content["cells"]), "unfinished": unfinished}
     except FileNotFoundError:
-        return {"seconds": 0.0, "cells": {}}
+        return {"seconds": 0.0, "cells": {}, "unfinished": {}}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: cannot be read ({type(error).__name__}); remove it: the runs beside it are found again."
@@ -130,6 +151,21 @@ class Running:
     log_start: int
 
 
+@dataclass
+class Ended:
+    """A command that has ended: with which exit code, after how long, and what it held at most."""
+
+    entry: Running
+    code: int
+    seconds: float
+    peak_memory_gb: float
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it did what it was to do."""
+        return self.code == 0 and self.entry.cell.done.is_file()
+
+
 class Runner:
     """Runs cells side by side, in their order as far as what they need is there.
 
@@ -144,40 +180,57 @@ class Runner:
     def __init__(self, folder: Path, record: Record, *, jobs: int, processes: int, threads: int) -> None:
         self.folder, self.record, self.jobs, self.processes, self.threads = folder, record, jobs, processes, threads
         self.running: list[Running] = []
+        self.todo: set[str] = set()
+        self.total = 0
+        self.until = math.inf
+        self.since = 0.0
         self.lock = -1
 
-    def run(self, planned: Sequence[Cell]) -> None:
+    @property
+    def began(self) -> bool:
+        """Whether the folder was no other's, so that its files may be written."""
+        return self.lock != -1
+
+    def run(self, planned: Sequence[Cell], *, until: float = math.inf) -> list[Cell]:
         """Run what is not done.
+
+        Args:
+            planned: the cells.
+            until: the time, of `time.monotonic`, at which what runs is stopped where it can go on.
+
+        Returns:
+            The cells that are not done yet.
 
         Raises:
             RunError: a command failed; its message has the end of its log. What ran beside it is stopped.
             InputError: a command refused its input, a result is outdated, or the folder is in use.
             KeyboardInterrupt: after SIGINT, SIGTERM or SIGHUP, once what ran has stopped where it can go on.
         """
-        waiting, todo = list(planned), {cell.name for cell in planned}
+        self.until = until
+        waiting, self.todo = list(planned), {cell.name for cell in planned}
         self.total, skipped = len(planned), 0
-        with self._alone(), self._stopping(), self._timed():
+        with self._alone(), self._timed(), self._stopping():
             while waiting or self.running:
-                for cell in [cell for cell in waiting if not todo.intersection(cell.after)]:
+                for cell in list(waiting):
+                    if self.todo.intersection(cell.after):
+                        continue
                     if not to_run(cell, self.record):
                         waiting.remove(cell)
-                        todo.discard(cell.name)
+                        self.todo.discard(cell.name)
                         skipped += 1
-                    elif len(self.running) < self.jobs:
+                    elif len(self.running) < self.jobs and time.monotonic() < self.until:
                         waiting.remove(cell)
                         self.running.append(self._start(cell))
-                if not self.running:
-                    continue  # what could be skipped may let others begin
+                if time.monotonic() >= self.until:
+                    break
                 time.sleep(POLL)
-                for cell in self._ended():
-                    todo.discard(cell.name)
-                    print(self._line(cell, self.total - len(todo)), flush=True)
+                for ended in self._ended():
+                    self._note(ended)
+                    if not ended.succeeded:
+                        raise self._failure(ended)
         if skipped:
             print(f"{skipped} of {self.total} steps were done before.", flush=True)
-
-    def _line(self, cell: Cell, done: int) -> str:
-        seconds = self.record.content["cells"][cell.name]["seconds"]
-        return f"[{done:{len(str(self.total))}}/{self.total}] {cell.name}: {seconds:.0f} s"
+        return [cell for cell in planned if cell.name in self.todo]
 
     def _log(self, cell: Cell) -> Path:
         return self.folder / "logs" / (cell.name.replace("/", "-") + ".log")
@@ -201,25 +254,31 @@ class Runner:
             )
         return Running(cell, process, time.perf_counter(), log_start)
 
-    def _ended(self) -> Iterator[Cell]:
-        """Cells that have ended with success since the last look."""
+    def _ended(self) -> Iterator[Ended]:
+        """What has ended since the last look, with success or without."""
         for entry in list(self.running):
             pid, status, usage = os.wait4(entry.process.pid, os.WNOHANG)
             if pid == 0:
                 continue
             self.running.remove(entry)
             entry.process.returncode = code = os.waitstatus_to_exitcode(status)
-            if code != 0 or not entry.cell.done.is_file():
-                raise self._failure(entry, code)
             kilobytes = usage.ru_maxrss / (1024 if sys.platform == "darwin" else 1)  # there it counts bytes
-            self.record.note(
-                entry.cell, seconds=time.perf_counter() - entry.since, peak_memory_gb=kilobytes * 1024 / 1e9
-            )
-            yield entry.cell
+            yield Ended(entry, code, time.perf_counter() - entry.since, kilobytes * 1024 / 1e9)
 
-    def _failure(self, entry: Running, code: int) -> InputError | RunError:
-        cell, log = entry.cell, self._log(entry.cell)
-        text = log.read_bytes()[entry.log_start :].decode(errors="replace").strip()
+    def _note(self, ended: Ended) -> None:
+        cell, took = ended.entry.cell, {"seconds": ended.seconds, "peak_memory_gb": ended.peak_memory_gb}
+        self._tick()
+        if not ended.succeeded:
+            self.record.note_unfinished(cell, **took)
+            return
+        self.record.note(cell, **took)
+        self.todo.discard(cell.name)
+        done, seconds = self.total - len(self.todo), self.record.content["cells"][cell.name]["seconds"]
+        print(f"[{done:{len(str(self.total))}}/{self.total}] {cell.name}: {seconds:.0f} s", flush=True)
+
+    def _failure(self, ended: Ended) -> InputError | RunError:
+        cell, log, code = ended.entry.cell, self._log(ended.entry.cell), ended.code
+        text = log.read_bytes()[ended.entry.log_start :].decode(errors="replace").strip()
         errors = re.findall(r"^error: (.*)$", text, re.MULTILINE)  # ours; what torchrun says follows it
         said = errors[-1] if errors else " ".join(text.splitlines()[-LAST_LINES:]) or "it said nothing"
         if code == 2 or re.search(r"exitcode\s*: 2\b", text):
@@ -228,20 +287,33 @@ class Runner:
         return RunError(f"{cell.name} {how}: {said} (all of it: {log}). The same command goes on from there.")
 
     def _stop(self) -> None:
-        """Ask what runs to stop, and wait for it: trainings write a checkpoint first."""
-        for entry in self.running:
-            entry.process.terminate()  # not SIGINT: what a shell starts in the background ignores it
-        for entry in self.running:
-            entry.process.wait()
-        self.running.clear()
+        """Ask what runs to stop, and wait for it: trainings write a checkpoint first. What ends with success meanwhile
+        is done."""
+        # Not SIGINT: what a shell starts in the background ignores it.
+        signals, asked = [signal.SIGTERM, signal.SIGTERM, signal.SIGKILL], -math.inf
+        while self.running:
+            if signals and time.monotonic() - asked > PATIENCE:
+                number, asked = signals.pop(0), time.monotonic()
+                for entry in self.running:
+                    # Not by Popen, which might reap what has just ended. A command tells its processes, if it can.
+                    (os.killpg if number == signal.SIGKILL else os.kill)(entry.process.pid, number)
+            time.sleep(POLL)
+            for ended in self._ended():
+                self._note(ended)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        since = time.perf_counter()
+        self.since = time.perf_counter()
         try:
             yield
         finally:
-            self.record.add_seconds(time.perf_counter() - since)
+            self._tick()
+
+    def _tick(self) -> None:
+        """Add the time since the last time; a study that is killed then loses that of the steps it was at."""
+        now = time.perf_counter()
+        self.record.add_seconds(now - self.since)
+        self.since = now
 
     @contextmanager
     def _stopping(self) -> Iterator[None]:

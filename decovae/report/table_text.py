@@ -134,12 +134,14 @@ def _rows(
 
 
 def write_tables(tables: Sequence[PaperTable], folder: Path) -> None:
-    """Each table as ``table1.md``, ``.tex`` and ``.csv`` in a folder, each file whole or not at all.
+    """Each table that is not empty as ``table1.md``, ``.tex`` and ``.csv`` in a folder, each file whole or not at all.
 
     Raises:
         OSError: a file cannot be written.
     """
     forms = {".md": markdown, ".tex": latex, ".csv": comma_separated}
     for table in tables:
+        if table.empty:
+            continue
         for suffix, form in forms.items():
             write_text(folder / f"table{table.number}{suffix}", form(table))

@@ -119,9 +119,17 @@ class PaperTable:
         return not any(cell for row in self.rows for cell in row.ours)
 
 
-def study_tables(models: Sequence[Model]) -> list[PaperTable]:
-    """Tables 1 to 5 of the models that are there; a row is left out where none of its runs is."""
-    quality = _Quality(models)
+def study_tables(models: Sequence[Model], *, expected: Sequence[str] = ()) -> list[PaperTable]:
+    """Tables 1 to 5 of the models that are there.
+
+    Of a table that has a value, columns and rows without any are left out, and notes name them: a reader is to see what
+    was measured, not dashes.
+
+    Args:
+        models: see `decovae.report.collect.collect`.
+        expected: decorrelation losses of models that will be there: a table names those that it still lacks.
+    """
+    quality = _Quality(models, expected)
     rows: dict[int, tuple[Key, ...]] = {
         2: (("none", BEFORE), ("sid", AFTER), ("vad", AFTER)),
         3: (("none", BEFORE), ("sid", AFTER), ("vad", AFTER)),
@@ -131,7 +139,7 @@ def study_tables(models: Sequence[Model]) -> list[PaperTable]:
     unlike = "As in the paper, the baseline is the autoencoder as trained, SID and VAD after decoder fine-tuning (DFT)."
     tuned = "All after decoder fine-tuning (DFT)."
     return [
-        _latents(models),
+        _latents(models, expected),
         quality.table(2, "Reconstruction", rows[2], range(4), notes=[unlike], name=_plain),
         quality.table(3, "Generation", rows[3], range(4, 8), notes=[unlike], name=_plain),
         quality.table(4, "Ablation: decoder fine-tuning (DFT)", rows[4], range(8), notes=[], name=_with_phase),
@@ -160,7 +168,14 @@ def _cell(values: Sequence[Any]) -> Cell | None:
     return Cell(numbers, len(values)) if numbers else None
 
 
-def _latents(models: Sequence[Model]) -> PaperTable:
+def _lacking(expected: Sequence[str], names: Sequence[tuple[str, str]], rows: Sequence[Row]) -> list[str]:
+    """A note on the rows, by loss and label, that are expected and not there."""
+    there = {row.label for row in rows}
+    lacking = [label for deco, label in names if deco in expected and label not in there]
+    return [f"Not finished yet: {', '.join(lacking)}."] if lacking else []
+
+
+def _latents(models: Sequence[Model], expected: Sequence[str]) -> PaperTable:
     columns = (Column("cosine similarity", 4, "lower", 4), Column("effective rank", 2, "higher", 2))
     rows = []
     for deco in ("none", "cov", "sid", "vad"):
@@ -168,15 +183,17 @@ def _latents(models: Sequence[Model]) -> PaperTable:
         if analyses:
             ours = tuple(_cell([each[key] for each in analyses]) for key in ("cosine_similarity", "effective_rank"))
             rows.append(Row(NAMES[deco], ours, LATENTS.get(deco, (None, None))))
-    notes = ["The paper has no row on COV here."] if _of(models, "cov") else []
+    notes = ["The paper has no row on COV here."] if any(row.label == NAMES["cov"] for row in rows) else []
     analysed = [model for model in models if model.analysis is not None]
+    notes += _lacking(expected, list(NAMES.items()), rows)
     return PaperTable(1, "Use of the latent channels", columns, tuple(rows), (*notes, *_common(analysed)))
 
 
 class _Quality:
     """Reconstruction and generation of all models: the eight columns of Table 4."""
 
-    def __init__(self, models: Sequence[Model]) -> None:
+    def __init__(self, models: Sequence[Model], expected: Sequence[str]) -> None:
+        self.expected = expected
         self.models = [model for model in models if any(self._measured(model, phase) for phase in (BEFORE, AFTER))]
         self.network = self._network()
         distance, digits = ("FD", 4) if self.network == "random" else ("FID", 3)
@@ -201,15 +218,31 @@ class _Quality:
         notes: Sequence[str],
         name: Callable[[Key], str],
     ) -> PaperTable:
-        """One of Tables 2 to 5: these rows, these of the eight columns."""
+        """One of Tables 2 to 5: these rows, these of the eight columns, as far as they have values."""
         rows = []
         for key in keys:
-            if any(self._measured(model, key[1]) for model in _of(self.models, key[0])):
-                ours = tuple(self._value(key, column) for column in columns)
-                paper = tuple(QUALITY[key][column] for column in columns)
-                rows.append(Row(name(key), ours, paper))
+            ours = tuple(self._value(key, column) for column in columns)
+            if any(ours):
+                rows.append(Row(name(key), ours, tuple(QUALITY[key][column] for column in columns)))
+        kept = [place for place in range(len(columns)) if any(row.ours[place] for row in rows)]
+        below = [*notes, *_lacking(self.expected, [(key[0], name(key)) for key in keys], rows)]
+        if kept and len(kept) < len(columns):
+            unmeasured = dict.fromkeys(
+                self.columns[column].label.partition(" ")[0]  # one gFD for its three planes and their average
+                for place, column in enumerate(columns)
+                if place not in kept
+            )
+            below.append(f"Not measured, so without a column: {', '.join(unmeasured)}.")
+        kept = kept or list(range(len(columns)))
         return PaperTable(
-            number, title, tuple(self.columns[column] for column in columns), tuple(rows), (*notes, *self._notes())
+            number,
+            title,
+            tuple(self.columns[columns[place]] for place in kept),
+            tuple(
+                Row(row.label, tuple(row.ours[place] for place in kept), tuple(row.paper[place] for place in kept))
+                for row in rows
+            ),
+            (*below, *self._notes()),
         )
 
     @staticmethod
@@ -246,18 +279,27 @@ class _Quality:
 
     def _notes(self) -> list[str]:
         notes = list(_common(self.models))
-        if self.network == "random":
-            notes.append(
-                "rFD and gFD are Fréchet distances of features from a network with random weights: a proxy for the "
-                "paper's rFID and gFID on RadImageNet features, comparable within this table and with nothing else."
-            )
-        elif self.network == "inception":
-            notes.append("rFID and gFID are of ImageNet's Inception features, the paper's of RadImageNet's.")
         found = self._evaluations()
+        kinds = [kind for kind, entry in (("r", "reconstruction"), ("g", "generation")) if _any_of(found, entry)]
+        ours, theirs = (" and ".join(f"{kind}{name}" for kind in kinds) for name in ("FD", "FID"))
+        several = len(kinds) > 1
+        if self.network == "random" and kinds:
+            notes.append(
+                f"{ours} {'are Fréchet distances' if several else 'is a Fréchet distance'} of features from a network "
+                f"with random weights: a proxy for the paper's {theirs} on RadImageNet features, comparable within "
+                "this table and with nothing else."
+            )
+        elif self.network == "inception" and kinds:
+            verb = "are" if several else "is"
+            notes.append(f"{theirs} {verb} of ImageNet's Inception features, the paper's of RadImageNet's.")
         reasons = dict.fromkeys(str(each["lpips_note"]) for each in found if each.get("lpips_note"))
         notes += [f"LPIPS: {reason}." for reason in reasons]
         partial = dict.fromkeys(str(each["partial"]) for each in found if each.get("partial"))
         return notes + [f"Partial: {sentence}." for sentence in partial]
+
+
+def _any_of(evaluations: Sequence[Mapping[str, Any]], kind: str) -> bool:
+    return any(evaluation["kind"] == kind for evaluation in evaluations)
 
 
 def _common(models: Sequence[Model]) -> list[str]:

@@ -42,19 +42,24 @@ def write_study(
     subject: str = SUBJECT,
     volume: MakeVolume = blob,
     measured: bool = True,
+    flows: bool = True,
 ) -> Path:
-    """Write a study with the runs vae, decoder and flow of every loss; with ``measured`` evaluated and analysed too."""
+    """Write a study with the runs vae, decoder and, with ``flows``, flow of every loss; with ``measured`` evaluated and
+    analysed too."""
     for place, deco in enumerate(decos):
         folder = out / f"{deco}-seed42"
         vae = write_run(folder / "vae", "vae", deco=deco)
         decoder = write_run(folder / "decoder", "decoder", vae=str(vae.resolve()))
-        flow = write_run(folder / "flow", "flow", vae=str(vae.resolve()))
+        flow = write_run(folder / "flow", "flow", vae=str(vae.resolve())) if flows else None
         for phase, run in (("before", vae), ("after", decoder)):
+            if measured:
+                write_reconstruction(run, place, phase, subject, volume)
+            if flow is None:
+                continue
             chosen = flow / "samples" / phase
             write_samples(chosen, flow, run, samples, lambda seed, place=place: blend(volume, place, seed))
             if measured:
                 write_json(chosen / "evaluation" / "evaluation.json", generation(place, samples))
-                write_reconstruction(run, place, phase, subject, volume)
         if measured:
             write_json(vae / "analysis" / "analysis.json", analysis(deco, place))
     return out

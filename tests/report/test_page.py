@@ -119,6 +119,20 @@ def test_what_is_missing_is_named_with_the_command_that_brings_it(tmp_path: Path
         assert command in text
 
 
+def test_without_flows_there_is_no_section_on_generation_and_the_page_says_why(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "study", decos=("none", "vad"), flows=False)
+    page = Page(render(collect([study]), expected=("none", "sid", "vad")))
+    assert "There is no flow, so nothing was generated" in page.text
+    for absent in ("Table 3.", "Missing:", "gFD axial", "Figure 5", "Generated", "samples, analysis", "Flow "):
+        assert absent not in page.text
+    for number in (1, 2, 4, 5):
+        assert f"Table {number}." in page.text
+    assert "Not finished yet: DeCo-VAE (SID)." in page.text
+    ids = {attributes["id"] for _, attributes, _ in page.elements if "id" in attributes}
+    assert not {"samples", "fidelity"} & ids
+    assert {(each["href"] or "").removeprefix("#") for each in page.all("a")} <= ids
+
+
 def test_what_a_study_noted_is_shown(tmp_path: Path) -> None:
     study = write_study(tmp_path / "study", decos=("sid",), samples=1)
     cells = {"sid-seed42/vae": {"seconds": 300.4, "peak_memory_gb": 1.26}}

@@ -77,14 +77,53 @@ def test_rows_hold_what_the_paper_s_rows_hold() -> None:
     assert [row.label for row in tables[4].rows][::2] == ["VAE", "VAE + SID", "VAE + VAD"]
     assert [row.ours[0].mean for row in tables[4].rows] == [20, 21, 23, 24, 22, 23]
     assert [row.ours[0].mean for row in tables[5].rows] == [21, 22, 23]
-    assert tables[5].rows[1].paper == (33.77, 0.963, 0.024, 6.015, 6.334, 7.644, 4.789, 6.256)
+    assert tables[5].rows[1].paper == (33.77, 0.963, 6.015, 6.334, 7.644, 4.789, 6.256)  # LPIPS was not measured
+
+
+def test_what_was_not_measured_has_no_column_and_is_named() -> None:
+    flowless = [replace(each, flow=None) for each in all_four()]
+    tables = {table.number: table for table in study_tables(flowless)}
+    assert tables[3].empty
+    for number in (2, 4, 5):
+        table = tables[number]
+        assert [column.label for column in table.columns] == ["PSNR", "SSIM", "rFD"]
+        assert all(cell is not None for row in table.rows for cell in row.ours)
+        assert {len(row.paper) for row in table.rows} == {3}
+        assert "rFD is a Fréchet distance" in markdown(table)
+    assert "Not measured, so without a column: LPIPS, gFD." in tables[4].notes
+    assert "Not measured, so without a column: LPIPS." in tables[2].notes
+    assert tables[5].rows[1].paper == (33.77, 0.963, 6.015)
+    lpips = replace(flowless[0].vae, evaluation=reconstruction(20, lpips=0.1))
+    some = study_tables([replace(flowless[0], vae=lpips), *flowless[1:]])[3]
+    assert [column.label for column in some.columns] == ["PSNR", "SSIM", "LPIPS", "rFD"]
+    assert some.rows[0].ours[2].mean == 0.1
+    assert some.rows[2].ours[2] is None
+
+
+def test_a_model_without_samples_has_no_row_among_those_with() -> None:
+    models = all_four()
+    models[2] = replace(models[2], flow=None)
+    assert [row.label for row in study_tables(models)[2].rows] == ["MAISI-VAE", "DeCo-VAE (VAD)"]
+
+
+def test_models_that_will_be_there_are_named() -> None:
+    there = [each for each in all_four() if each.deco in ("none", "vad")]
+    there[1] = replace(there[1], decoder=None, flow=None)
+    tables = study_tables(there, expected=("none", "cov", "sid", "vad"))
+    assert "Not finished yet: + COV, DeCo-VAE (SID)." in tables[0].notes
+    assert "Not finished yet: DeCo-VAE (SID), DeCo-VAE (VAD)." in tables[1].notes
+    assert "Not finished yet: VAE + SID, VAE + SID + DFT, VAE + VAD + DFT." in tables[3].notes
+    assert "Not finished yet: VAE + COV, VAE + VAD." in tables[4].notes
+    assert not any("Not finished" in note for table in study_tables(there) for note in table.notes)
+    whole = study_tables(all_four(), expected=("none", "sid", "vad"))
+    assert not any("Not finished" in note for table in whole for note in table.notes)
 
 
 def test_best_and_second_best_are_marked() -> None:
     table = study_tables(all_four())[3]
     assert table.marks(0) == {3: "best", 2: "second", 5: "second"}  # PSNR, higher is better: 24, then 23 twice
-    assert table.marks(7) == {1: "best", 3: "best", 5: "best"}  # lower is better; of two values one is best
-    assert table.marks(2) == {}  # LPIPS was not measured
+    assert table.columns[6].label == "gFD average"
+    assert table.marks(6) == {1: "best", 3: "best", 5: "best"}  # lower is better; of two values one is best
 
 
 def test_proxies_and_the_cohort_are_named() -> None:
@@ -92,7 +131,7 @@ def test_proxies_and_the_cohort_are_named() -> None:
     text = markdown(table)
     assert "template cohort" in text
     assert "a proxy" in text
-    assert table.columns[3].heading == "rFD ↓"  # not the paper's rFID
+    assert table.columns[2].heading == "rFD ↓"  # not the paper's rFID
     assert "LPIPS: no pretrained features." in text
     real = markdown(study_tables(all_four(network="radimagenet", data="ukb"))[3])
     assert "proxy" not in real
@@ -102,7 +141,8 @@ def test_proxies_and_the_cohort_are_named() -> None:
 
 def test_models_of_different_features_are_compared_by_none_of_them() -> None:
     mixed = [model("none", 20, network="radimagenet"), model("vad", 22)]
-    assert all(cell is None or cell.mean != 2.0 for row in study_tables(mixed)[1].rows for cell in row.ours[3:])
+    assert study_tables(mixed)[1].columns[2].label == "rFD"
+    assert study_tables(mixed)[1].rows[0].ours[2] is None
 
 
 def test_seeds_are_averaged() -> None:
@@ -160,8 +200,8 @@ def test_csv_has_ours_and_the_paper_s_in_columns_of_their_own() -> None:
         "PSNR": "21.0",
         "PSNR sd": "",
         "PSNR paper": "32.99",
-        "LPIPS": "",
     }
+    assert "LPIPS" not in rows[1]  # not measured
 
 
 def test_latex_is_balanced_and_escaped() -> None:
@@ -174,7 +214,9 @@ def test_latex_is_balanced_and_escaped() -> None:
     assert escape_latex(r"50 % of a_b & \c") == r"50 \% of a\_b \& \textbackslash{}c"
 
 
-def test_files_are_written_for_each_table(tmp_path: Path) -> None:
+def test_files_are_written_for_each_table_that_is_not_empty(tmp_path: Path) -> None:
+    write_tables(study_tables([]), tmp_path)
+    assert not list(tmp_path.iterdir())
     write_tables(study_tables(all_four()), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         f"table{number}.{suffix}" for number in range(1, 6) for suffix in ("csv", "md", "tex")
