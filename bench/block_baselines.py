@@ -163,19 +163,20 @@ def upsampling(name: str, channels: int) -> nn.Module:
     return Upsample(channels) if name == "plain" else UpsampleConv(channels, name)
 
 
-def training_step(name: str, config: AutoencoderConfig, *, checkpointed: bool = False) -> nn.Module:
-    """Image to loss: "balanced", "tight", "plain" or "monai", that with its own checkpointing if asked."""
-    if name == "monai":
-        return MonaiStep(_monai_autoencoder(config, checkpointed))
-    if name == "plain":
+def training_step(name: str, config: AutoencoderConfig) -> nn.Module:
+    """Image to loss: "ours-balanced", "ours-tight", "plain…", "monai…", or "monai-checkpointed…" by its own means."""
+    kind, _, mode = name.partition("-")
+    if kind == "monai":
+        return MonaiStep(monai_autoencoder(config, checkpointed=mode.startswith("checkpointed")))
+    if kind == "plain":
         return PlainStep(Autoencoder(config, memory=None))
-    return FusedStep(_fused(Autoencoder(config, memory=None), name))
+    return FusedStep(_fused(Autoencoder(config, memory=None), mode))
 
 
 def decoding(name: str, config: AutoencoderConfig) -> nn.Module:
     """Latent to image: "ours", "plain" or "monai"."""
     if name == "monai":
-        return Decoding(_monai_autoencoder(config, checkpointed=False))
+        return Decoding(monai_autoencoder(config))
     return Decoding(Autoencoder(config, memory="balanced" if name == "ours" else None))
 
 
@@ -184,7 +185,8 @@ def _fused(module: Any, memory: str) -> Any:
     return fuse(module, memory=mode, report=True)[0]
 
 
-def _monai_autoencoder(config: AutoencoderConfig, checkpointed: bool) -> nn.Module:
+def monai_autoencoder(config: AutoencoderConfig, *, checkpointed: bool = False) -> nn.Module:
+    """MONAI's autoencoder of the same shape, whole volumes at once."""
     from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
 
     levels = len(config.channels)

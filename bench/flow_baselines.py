@@ -5,6 +5,7 @@ A training step is a module from latents to a loss, sampling one from noise to l
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -95,6 +96,7 @@ def network(name: str, config: FlowUNetConfig, channels: int) -> nn.Module:
     return FlowUNet(config, channels, fused=None if name == "ours" else False)
 
 
+@functools.cache
 def floor(config: FlowUNetConfig, shape: tuple[int, ...], *, itemsize: int, backward: bool) -> Floor:
     """The least that the network has to move and multiply, counted as in `bench.floors`; attention's tensors left out.
 

@@ -6,13 +6,14 @@ Everything here runs before or after the timing, in calls of its own, so that no
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,23 +28,31 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def bytes_moved_floor(mu: torch.Tensor, direction: str) -> int:
+def bytes_moved_floor(mu_bytes: int, direction: str) -> int:
     """The least a loss can move: forward reads μ once, forward+backward reads it twice and writes its gradient.
 
     The backward needs statistics of all of μ before its first element, hence the second read. What is C or C² numbers
     is left out.
     """
-    return mu.nbytes * (1 if direction == "forward" else 3)
+    return mu_bytes * (1 if direction == "forward" else 3)
 
 
-@functools.cache
+LARGEST_COPY = 1 << 30
+"""Bytes beyond which a copy gets no faster, but takes memory that a row may need."""
+
+
 def copy_bandwidth(elements: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Bytes read plus bytes written a second by `copy_` between two buffers as large as μ, the median of many.
+    """Bytes read plus bytes written a second by `copy_` between two buffers of so many elements, the median of many.
 
     A copy is timed as a row is, from the call until the device is done: at small sizes both are mostly launches. Both
     buffers exist before, whereas on a CPU a large gradient comes in fresh pages, which the system clears first. A
-    forward only reads and can exceed 1 of this.
+    forward only reads and can exceed 1 of this. Buffers are at most `LARGEST_COPY` bytes large.
     """
+    return _copy_bandwidth(min(elements, LARGEST_COPY // dtype.itemsize), dtype, device)
+
+
+@functools.cache
+def _copy_bandwidth(elements: int, dtype: torch.dtype, device: torch.device) -> float:
     source = torch.ones(elements, dtype=dtype, device=device)
     target = torch.zeros_like(source)
     return 2 * source.nbytes / _median_seconds(lambda: target.copy_(source), device)
@@ -59,15 +68,22 @@ def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * size**3 / _median_seconds(lambda: torch.mm(left, right, out=product), device)
 
 
+def duration(run: Run) -> float:
+    """Seconds of one call, which waits for its device by itself."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
 def _median_seconds(run: Run, device: torch.device) -> float:
-    run()  # what a library sets up, and pages that are touched for the first time
-    synchronise(device)
-    seconds: list[float] = []
-    while len(seconds) < 7 or sum(seconds) < 0.2:
-        start = time.perf_counter()
+    def run_to_the_end() -> None:
         run()
         synchronise(device)
-        seconds.append(time.perf_counter() - start)
+
+    run_to_the_end()  # what a library sets up, and pages that are touched for the first time
+    seconds: list[float] = []
+    while len(seconds) < 7 or sum(seconds) < 0.2:
+        seconds.append(duration(run_to_the_end))
     return statistics.median(seconds)
 
 
@@ -94,24 +110,52 @@ def operators(run: Run) -> int:
     return count.total
 
 
-def peak_extra_bytes(run: Run, device: torch.device, result_bytes: int) -> int:
-    """The highest level of torch's allocations during one call, above what was allocated before it, less its result.
+class Memory(NamedTuple):
+    """What one call took.
 
-    `result_bytes` is the size of what the call returns, of a gradient for example: what remains is what has to be free
-    beyond the arguments and the result. Workspaces that a BLAS allocates by itself are not torch's and not in it.
+    Attributes:
+        peak_extra: the highest level of torch's allocations during the call, above what was allocated before it, less
+            its result: what has to be free beyond the arguments and the result. Workspaces that a BLAS allocates by
+            itself are not torch's and not in it; nor is what a CUDA graph keeps between calls.
+        reserved: the most that torch's allocator held of a GPU during the call, with all that was there before it,
+            after everything that was not in use had been given back; None on a CPU.
     """
+
+    peak_extra: int
+    reserved: int | None
+
+
+def memory(run: Run, device: torch.device, result_bytes: int) -> Memory:
+    """What one call takes; `result_bytes` is the size of what it returns, of a gradient for example."""
     if device.type == "cuda":
         synchronise(device)
+        gc.collect()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         run()
         synchronise(device)
-        return torch.cuda.max_memory_allocated(device) - before - result_bytes
+        extra = torch.cuda.max_memory_allocated(device) - before - result_bytes
+        return Memory(extra, torch.cuda.max_memory_reserved(device))
     level = peak = 0
     for event in sorted((e for e in _trace(run) if e.get("name") == "[memory]"), key=lambda e: e["ts"]):
         level += event["args"]["Bytes"]
         peak = max(peak, level)
-    return peak - result_bytes
+    return Memory(peak - result_bytes, None)
+
+
+def share_of_floor(info: Mapping[str, Any], median: float) -> float:
+    """The least time over the median: bytes at a copy's bandwidth, or products at their rate, whichever is more.
+
+    Args:
+        info: a row's ``bytes_moved_floor`` and ``copy_bytes_per_second``, and with products ``flops_floor`` and
+            ``matrix_flops_per_second``.
+        median: seconds of a call.
+    """
+    least = info["bytes_moved_floor"] / info["copy_bytes_per_second"]
+    if info["flops_floor"]:
+        least = max(least, info["flops_floor"] / info["matrix_flops_per_second"])
+    return float(least / median)
 
 
 def available_memory(device: torch.device) -> int | None:

@@ -16,7 +16,7 @@ import importlib.metadata
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,6 +108,15 @@ VARIANTS = {
     "ours, tight": Variant(lambda: Autoencoder(memory="tight"), channels_last=True),
 }
 
+SWEEP = {
+    "monai-eager": VARIANTS["MONAI"],
+    "monai-checkpointed": VARIANTS["MONAI, use_checkpointing"],
+    "plain-eager": VARIANTS["plain torch, channels-last"],
+    "ours-balanced": VARIANTS["ours, balanced"],
+    "ours-tight": VARIANTS["ours, tight"],
+}
+"""Those that `python -m bench.campaign` sweeps over batch and patch sizes, by their names there."""
+
 
 def count_training(variant: Variant, shape: tuple[int, ...], *, bf16: bool = True) -> Training:
     """Count one step on a batch (N, 1, D, H, W), under bf16 autocast or in float32."""
@@ -139,6 +148,17 @@ def count_decoding(variant: Variant, shape: tuple[int, ...]) -> Decoding:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             model.decode(latent)
         return Decoding(forward=operations.get_total_flops(), peak=tracker.peak)
+
+
+def count_full_step(batch: int, patch: tuple[int, int, int]) -> dict[str, Any]:
+    """Peak bytes of a whole training step of the preset `paper`, LPIPS, discriminators and optimizers included."""
+    from decovae.training.memory import MemoryMode, predict_training_peak
+    from decovae.training.presets import PAPER
+
+    modes: tuple[MemoryMode, ...] = ("balanced", "tight", "none")
+    data = replace(PAPER.data, patch=patch, batch_size=batch)
+    peaks = {memory: predict_training_peak(replace(PAPER, data=data, memory=memory)) for memory in modes}
+    return {"shape": [batch, 1, *patch], "peak": peaks}
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 # Workers side by side would each start as many threads as there are cores, and wait for each other in every loop.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -23,3 +24,40 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _gpu_as_exact_as_a_cpu() -> Iterator[None]:
+    """On a GPU, what tests assume of arithmetic: float32 products and convolutions are that, and repeat their bits.
+
+    Torch starts with TF32 in convolutions, training turns it on in products, and cuDNN may add up in any order. A
+    kernel that fails does so while its own test waits for it, not in the middle of a later one.
+    """
+    if not torch.cuda.is_available():
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Ends a worker whose CUDA context is lost, as after an illegal access: every later test in it would fail too.
+
+    pytest-xdist has the report by then, says that the worker is gone, and starts another for the remaining tests.
+    """
+    if report.when == "teardown" and "PYTEST_XDIST_WORKER" in os.environ and not _cuda_works():
+        os._exit(1)
+
+
+def _cuda_works() -> bool:
+    if not torch.cuda.is_initialized():
+        return True
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True

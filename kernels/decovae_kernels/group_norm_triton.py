@@ -18,15 +18,19 @@ import triton.language as tl
 
 from decovae_kernels._launch import launch
 from decovae_kernels._norm import Carry, Norm
-from decovae_kernels.tiles import multiprocessors
+from decovae_kernels.configurations import (
+    NORM_ADD,
+    NORM_APPLY,
+    NORM_COEFFICIENTS,
+    NORM_GRADIENT,
+    NORM_STATE,
+    NORM_SUMS,
+    Kernel,
+    Merging,
+    Passing,
+)
+from decovae_kernels.tiles import divided, multiprocessors, power_of_two
 
-# Elements of a tile: 16 a thread, so that a tile of 16-bit numbers is two 16-byte accesses.
-_TILE = 2048
-_WARPS = 4
-# Programs a multiprocessor: its slots at up to 64 registers a thread.
-_PROGRAMS = 8
-# Tiles that a program reads at the least, so that its first and last steps do not dominate.
-_LEAST_TILES = 2
 # What a grid has along its third axis.
 _MOST_VOLUMES = 65535
 
@@ -310,35 +314,38 @@ class _Plan(NamedTuple):
     chunk: int
     block_s: int
     block_c: int
+    warps: int
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        return self.programs, triton.cdiv(self.channels, self.block_c), self.volumes
+        return self.programs, divided(self.channels, self.block_c), self.volumes
 
     @property
     def options(self) -> dict[str, int | bool]:
         masked = self.samples % self.block_s != 0 or self.channels % self.block_c != 0
-        return {"MASKED": masked, "BLOCK_S": self.block_s, "BLOCK_C": self.block_c, "num_warps": _WARPS}
+        return {"MASKED": masked, "BLOCK_S": self.block_s, "BLOCK_C": self.block_c, "num_warps": self.warps}
 
     @property
     def arguments(self) -> tuple[int, ...]:
         return self.channels, self.samples, self.chunk, *self.strides
 
 
-def _plan(x: torch.Tensor) -> _Plan:
+def _plan(kernel: Kernel[Passing], x: torch.Tensor) -> _Plan:
     volumes, channels = x.shape[:2]
     if volumes > _MOST_VOLUMES:
         raise ValueError(f"at most {_MOST_VOLUMES} volumes at a time on a GPU, got {volumes}: split the batch")
     flat = x.view(volumes, channels, -1)  # the callers see to it that samples lie at one stride
     samples = flat.shape[2]
     strides = flat.stride(0), flat.stride(1), flat.stride(2)
-    block_c = min(triton.next_power_of_2(channels), 64) if strides[1] == 1 else 1
-    block_s = _TILE // block_c
-    columns = volumes * triton.cdiv(channels, block_c)
-    wanted = max(triton.cdiv(_PROGRAMS * multiprocessors(x.device), max(columns, 1)), 1)
-    tiles = max(triton.cdiv(triton.cdiv(samples, wanted), block_s), _LEAST_TILES)
+    layout = "channels_last" if strides[1] == 1 else "contiguous"
+    use = kernel.on(x.device, channels, layout, x.element_size())
+    block_c = min(power_of_two(channels), use.channels) if strides[1] == 1 else 1
+    block_s = use.elements // block_c
+    columns = volumes * divided(channels, block_c)
+    wanted = max(divided(use.programs * multiprocessors(x.device), max(columns, 1)), 1)
+    tiles = max(divided(divided(samples, wanted), block_s), use.tiles)
     chunk = tiles * block_s
-    return _Plan(volumes, channels, samples, strides, triton.cdiv(samples, chunk), chunk, block_s, block_c)
+    return _Plan(volumes, channels, samples, strides, divided(samples, chunk), chunk, block_s, block_c, use.warps)
 
 
 def alike(x: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
@@ -362,7 +369,7 @@ def add(
 
     Without `statistics` the result is empty.
     """
-    plan = _plan(right)
+    plan = _plan(NORM_ADD, right)
     partial = right.new_empty((plan.volumes, plan.programs if statistics else 0, 3, plan.channels), dtype=torch.float32)
     launch(
         _add_kernel, plan.grid, right if left is None else alike(left, right), right, right if bias is None else bias,
@@ -382,7 +389,7 @@ def state(x: torch.Tensor, statistics: torch.Tensor | None, shift: torch.Tensor 
     group = channels // norm.groups
     launch(
         _norm_state_kernel, (norm.groups, volumes), statistics, found if shift is None else shift, found,
-        channels, chunks, norm.eps, HAS_BIAS=shift is not None, **_group_tile(group),
+        channels, chunks, norm.eps, HAS_BIAS=shift is not None, **_group_tile(NORM_STATE, x, group),
     )  # fmt: skip
     return found
 
@@ -398,7 +405,7 @@ def normalize(
 def apply(x: torch.Tensor, state: torch.Tensor, norm: Norm, *, out: torch.Tensor | None = None) -> torch.Tensor:
     """act(γ x̂ + β) in the dtype of `x`, written to `out`, which may be `x`, or to a new tensor."""
     out = torch.empty_like(x) if out is None else out
-    plan = _plan(x)
+    plan = _plan(NORM_APPLY, x)
     launch(
         _norm_apply_kernel, plan.grid, x, state, norm.weight, norm.bias, out, *plan.arguments, SILU=norm.silu,
         **plan.options,
@@ -410,7 +417,7 @@ def begin_gradient(
     grad: torch.Tensor, x: torch.Tensor, state: torch.Tensor, norm: Norm, *, activation: bool
 ) -> tuple[Carry, torch.Tensor]:
     """What `finish_gradient` needs (`grad`, sums over chunks (N, P, 2, C)); on request, the activation once more."""
-    plan = _plan(x)
+    plan = _plan(NORM_SUMS, x)
     grad = alike(grad, x)
     again = torch.empty_like(x) if activation else x.new_empty(0)
     partial = x.new_empty((plan.volumes, plan.programs, 2, plan.channels), dtype=torch.float32)
@@ -429,14 +436,15 @@ def finish_gradient(
     `over` allows the first to take the place of the gradient that `begin_gradient` was given.
     """
     grad, partial = carry
-    plan = _plan(x)
+    plan = _plan(NORM_GRADIENT, x)
     channels = plan.channels
     means = x.new_empty((plan.volumes, 2, channels), dtype=torch.float32)
     # Three tensors, not views of one: an operator's outputs must not share memory.
     weight, bias, shift = (x.new_empty(channels, dtype=torch.float32) for _ in range(3))
     launch(
         _norm_coefficients_kernel, (norm.groups,), partial, state, norm.weight, means, weight, bias, shift,
-        plan.volumes, channels, plan.programs, 1.0 * plan.samples, **_group_tile(channels // norm.groups),
+        plan.volumes, channels, partial.shape[1], 1.0 * plan.samples,
+        **_group_tile(NORM_COEFFICIENTS, x, channels // norm.groups),
     )  # fmt: skip
     out = grad if over else torch.empty_like(x)
     launch(
@@ -447,7 +455,8 @@ def finish_gradient(
     return out, weight, bias, shift
 
 
-def _group_tile(group: int) -> dict[str, int]:
+def _group_tile(kernel: Kernel[Merging], x: torch.Tensor, group: int) -> dict[str, int]:
     """Channels of a group, and how many chunks of them a program merges at a time."""
-    block = triton.next_power_of_2(group)
-    return {"GROUP": group, "BLOCK_P": max(1024 // block, 1), "BLOCK_G": block, "num_warps": _WARPS}
+    use = kernel.on(x.device, group, "contiguous", x.element_size())
+    block = power_of_two(group)
+    return {"GROUP": group, "BLOCK_P": max(use.numbers // block, 1), "BLOCK_G": block, "num_warps": use.warps}

@@ -15,6 +15,8 @@ import triton.language as tl
 
 from decovae_kernels import moments_triton
 from decovae_kernels import packed as packing
+from decovae_kernels._launch import launch
+from decovae_kernels.configurations import HEAD, HEAD_GRADIENT
 from decovae_kernels.moments_triton import (
     add_tile,
     affine,
@@ -26,15 +28,7 @@ from decovae_kernels.moments_triton import (
     store_packed,
     store_row,
 )
-from decovae_kernels.tiles import (
-    THREADS,
-    arrivals,
-    layout_of,
-    load_channels,
-    multiprocessors,
-    neighbours,
-    store_channels,
-)
+from decovae_kernels.tiles import arrivals, layout_of, load_channels, power_of_two, store_channels, tiling
 
 _MAX_CHANNELS = moments_triton.MAX_MERGED_CHANNELS
 
@@ -285,24 +279,19 @@ def _launch_forward(
     kl: torch.Tensor | None,
 ) -> torch.Tensor:
     """Fill what is given; return the programs' rows: packed moments if `packed` is given, then the KL's sum."""
-    volumes, channels, length = mu.shape
+    _, channels, length = mu.shape
     layout = _common_layout(mu, log_variance, z)
-    width = _width(mu, layout)
-    lanes = width * THREADS
-    tiles_per_block = triton.cdiv(length, lanes)
-    tiles = volumes * tiles_per_block
-    programs = min(tiles, (4 if channels <= 4 else 2) * multiprocessors(mu.device))
-    rows = triton.next_power_of_2(channels)
-    partial = mu.new_empty((programs, packing.size(channels) + 1), dtype=torch.float64)
-    with torch.cuda.device_of(mu):
-        _head_kernel[(programs,)](
-            mu, log_variance, z, seed, partial, None if packed is None else arrivals(mu.device), packed, kl,
-            offset, first_group, length, tiles_per_block, tiles, 1 / mu.numel(),
-            *mu.stride(), *log_variance.stride(), *z.stride(),
-            CHANNELS=channels, ROWS=rows, LANES=lanes, WIDTH=width, LAYOUT=layout, MASKED=length % lanes > 0,
-            PARTS=max(moments_triton.MERGE_NUMBERS // rows**2, 1), MOMENTS=packed is not None,
-            num_warps=THREADS // 32,
-        )  # fmt: skip
+    walk = tiling(HEAD, mu, layout)
+    rows = power_of_two(channels)
+    partial = mu.new_empty((walk.programs, packing.size(channels) + 1), dtype=torch.float64)
+    launch(
+        _head_kernel, (walk.programs,),
+        mu, log_variance, z, seed, partial, None if packed is None else arrivals(mu.device), packed, kl,
+        offset, first_group, length, walk.tiles_per_block, walk.tiles, 1 / mu.numel(),
+        *mu.stride(), *log_variance.stride(), *z.stride(),
+        CHANNELS=channels, ROWS=rows, LANES=walk.lanes, WIDTH=walk.width, LAYOUT=layout, MASKED=walk.masked,
+        PARTS=moments_triton.merge_parts(rows, walk.warps), MOMENTS=packed is not None, num_warps=walk.warps,
+    )  # fmt: skip
     return partial
 
 
@@ -321,24 +310,21 @@ def _launch_backward(
     added: bool,
 ) -> None:
     mu, log_variance, grad_z, out_mu, out_log_variance = tensors
-    volumes, channels, length = mu.shape
+    _, channels, length = mu.shape
     layout = _common_layout(*tensors)
-    lanes = _width(mu, layout) * THREADS
-    tiles_per_block = triton.cdiv(length, lanes)
-    tiles = volumes * tiles_per_block
-    programs = min(tiles, 4 * multiprocessors(mu.device))
+    walk = tiling(HEAD_GRADIENT, mu, layout)
     scratch = None
     if direction is not None:
-        scratch = mu.new_empty(programs * (channels**2 + 2 * channels), dtype=torch.float32)
-    with torch.cuda.device_of(mu):
-        _head_gradient_kernel[(programs,)](
-            mu, log_variance, grad_z, out_mu, out_log_variance, seed, packed, grad_kl, direction, scratch,
-            offset, first_group, replicas, length, tiles_per_block, tiles, per_element,
-            *mu.stride(), *log_variance.stride(), *grad_z.stride(), *out_mu.stride(), *out_log_variance.stride(),
-            CHANNELS=channels, ROWS=triton.next_power_of_2(channels), LANES=lanes, LAYOUT=layout,
-            MASKED=length % lanes > 0, SAMPLED=sampled, DIVERGENCE=grad_kl is not None,
-            MOMENTS=direction is not None, ADDED=added, num_warps=THREADS // 32,
-        )  # fmt: skip
+        scratch = mu.new_empty(walk.programs * (channels**2 + 2 * channels), dtype=torch.float32)
+    launch(
+        _head_gradient_kernel, (walk.programs,),
+        mu, log_variance, grad_z, out_mu, out_log_variance, seed, packed, grad_kl, direction, scratch,
+        offset, first_group, replicas, length, walk.tiles_per_block, walk.tiles, per_element,
+        *mu.stride(), *log_variance.stride(), *grad_z.stride(), *out_mu.stride(), *out_log_variance.stride(),
+        CHANNELS=channels, ROWS=power_of_two(channels), LANES=walk.lanes, LAYOUT=layout, MASKED=walk.masked,
+        SAMPLED=sampled, DIVERGENCE=grad_kl is not None, MOMENTS=direction is not None, ADDED=added,
+        num_warps=walk.warps,
+    )  # fmt: skip
 
 
 def _common_layout(*blocks: torch.Tensor) -> str:
@@ -348,11 +334,3 @@ def _common_layout(*blocks: torch.Tensor) -> str:
     # Eight channels of several neighbouring samples at once would not fit the registers.
     planes = blocks[0].shape[1] == 8 and all(x.stride(2) == 1 for x in blocks)
     return "planes" if planes else layouts.pop()
-
-
-def _width(mu: torch.Tensor, layout: str) -> int:
-    """Neighbouring samples a thread takes at once; fewer of many channels, whose numbers fill the registers."""
-    if layout == "planes":
-        return 1
-    held = neighbours(mu, layout)
-    return held if mu.shape[1] <= 4 or layout == "interleaved" else min(held, 2)

@@ -15,16 +15,19 @@ import triton
 import triton.language as tl
 
 from decovae_kernels import packed as packing
+from decovae_kernels._launch import launch
+from decovae_kernels.configurations import LOSS, MOMENTS, MOMENTS_DOT, MOMENTS_GRADIENT, MOMENTS_GRADIENT_DOT
 from decovae_kernels.terms import Terms
 from decovae_kernels.terms import loss_and_direction as evaluate_in_torch
 from decovae_kernels.tiles import (
-    THREADS,
     arrivals,
+    divided,
     layout_of,
     load_channels,
     multiprocessors,
-    neighbours,
+    power_of_two,
     store_channels,
+    tiling,
 )
 
 # Up to so many channels each thread keeps all second moments; up to so many the last program also merges them all.
@@ -33,9 +36,8 @@ MAX_MERGED_CHANNELS = 8
 # A matrix of more channels in float64 does not fit one program's registers.
 _MAX_LOSS_CHANNELS = 32
 
-# float64 numbers of that merge in flight, 16 a thread.
-MERGE_NUMBERS = 2048
-_DOT_SAMPLES = 64
+# float64 numbers of that merge that a warp has in flight, 16 a thread.
+_MERGE_NUMBERS = 512
 
 
 @triton.jit
@@ -490,10 +492,11 @@ def loss_and_direction(packed: torch.Tensor, terms: Terms) -> tuple[torch.Tensor
         return evaluate_in_torch(packed, terms)
     packed = packed.contiguous()
     loss, direction = packed.new_empty(()), torch.empty_like(packed)
-    with torch.cuda.device_of(packed):
-        _loss_kernel[(1,)](
-            packed, loss, direction, *terms, CHANNELS=channels, ROWS=triton.next_power_of_2(channels), num_warps=8
-        )
+    use = LOSS.on(packed.device, channels, "contiguous", packed.element_size())
+    launch(
+        _loss_kernel, (1,), packed, loss, direction, *terms, CHANNELS=channels, ROWS=power_of_two(channels),
+        num_warps=use.warps,
+    )  # fmt: skip
     return loss, direction
 
 
@@ -508,28 +511,29 @@ def input_gradient(
 ) -> None:
     """Write the gradient with respect to `blocks` (B, C, L) into `out`, of the same shape and dtype."""
     volumes, channels, length = blocks.shape
-    layout = layout_of(blocks) if layout_of(blocks) == layout_of(out) else "strided"
-    by_products = channels > MAX_REGISTER_CHANNELS
-    lanes = _DOT_SAMPLES if by_products else _lanes(blocks, layout, neighbours(blocks, layout))
-    tiles_per_block = triton.cdiv(length, lanes)
-    tiles = volumes * tiles_per_block
-    programs = min(tiles, (2 if by_products else 8) * multiprocessors(blocks.device))
-    shape = length, tiles_per_block, tiles, *blocks.stride(), *out.stride()
-    constants = {"CHANNELS": channels, "ROWS": triton.next_power_of_2(channels), "LANES": lanes}
-    constants |= {"SCALED": scale is not None, "num_warps": 8 if by_products else THREADS // 32}
+    rows = power_of_two(channels)
     direction = direction.contiguous()
-    with torch.cuda.device_of(blocks):
-        if by_products:
-            scratch = blocks.new_empty(programs * constants["ROWS"] ** 2, dtype=torch.float32)
-            _gradient_dot_kernel[(programs,)](
-                blocks, packed, direction, scale, scratch, out, replicas, *shape, **constants
-            )
-            return
-        scratch = blocks.new_empty(programs * (channels**2 + 2 * channels), dtype=torch.float32)
-        _gradient_kernel[(programs,)](
-            blocks, packed, direction, scale, scratch, out, replicas, *shape,
-            LAYOUT=layout, MASKED=length % lanes > 0, **constants,
+    if channels > MAX_REGISTER_CHANNELS:
+        use = MOMENTS_GRADIENT_DOT.on(blocks.device, channels, "strided", blocks.element_size())
+        tiles_per_block = divided(length, use.samples)
+        tiles = volumes * tiles_per_block
+        programs = min(tiles, use.programs * multiprocessors(blocks.device))
+        scratch = blocks.new_empty(programs * rows**2, dtype=torch.float32)
+        launch(
+            _gradient_dot_kernel, (programs,), blocks, packed, direction, scale, scratch, out, replicas,
+            length, tiles_per_block, tiles, *blocks.stride(), *out.stride(),
+            CHANNELS=channels, ROWS=rows, LANES=use.samples, SCALED=scale is not None, num_warps=use.warps,
         )  # fmt: skip
+        return
+    layout = layout_of(blocks) if layout_of(blocks) == layout_of(out) else "strided"
+    walk = tiling(MOMENTS_GRADIENT, blocks, layout)
+    scratch = blocks.new_empty(walk.programs * (channels**2 + 2 * channels), dtype=torch.float32)
+    launch(
+        _gradient_kernel, (walk.programs,), blocks, packed, direction, scale, scratch, out, replicas,
+        length, walk.tiles_per_block, walk.tiles, *blocks.stride(), *out.stride(),
+        CHANNELS=channels, ROWS=rows, LANES=walk.lanes, LAYOUT=layout, MASKED=walk.masked, SCALED=scale is not None,
+        num_warps=walk.warps,
+    )  # fmt: skip
 
 
 def _launch_moments(
@@ -540,29 +544,26 @@ def _launch_moments(
     terms: Terms,
 ) -> torch.Tensor:
     """Fill what is given and return the programs' packed moments (programs, 1 + C + C²)."""
-    volumes, channels, length = blocks.shape
+    _, channels, length = blocks.shape
     layout = layout_of(blocks)
     if layout == "strided" and channels == 16 and blocks.stride(2) == 1:
         layout = "planes"
-    width = neighbours(blocks, layout)
-    if channels > 8:
-        width = 1 if layout != "strided" else 4
-    lanes = _lanes(blocks, layout, width)
-    tiles_per_block = triton.cdiv(length, lanes)
-    tiles = volumes * tiles_per_block
-    # As many as are resident at once: few channels leave registers for several programs on a multiprocessor.
-    programs = min(tiles, (4 if channels <= 4 else 3 if channels <= 8 else 2) * multiprocessors(blocks.device))
-    rows = triton.next_power_of_2(channels)
-    partial = blocks.new_empty((programs, packing.size(channels)), dtype=torch.float64)
-    with torch.cuda.device_of(blocks):
-        _moments_kernel[(programs,)](
-            blocks, partial, None if packed is None else arrivals(blocks.device), packed, loss, direction,
-            length, tiles_per_block, tiles, *blocks.stride(), *terms,
-            CHANNELS=channels, ROWS=rows, LANES=lanes, WIDTH=width, LAYOUT=layout, MASKED=length % lanes > 0,
-            PARTS=max(MERGE_NUMBERS // rows**2, 1), MERGED=packed is not None, LOSS=loss is not None,
-            num_warps=THREADS // 32,
-        )  # fmt: skip
+    walk = tiling(MOMENTS, blocks, layout)
+    rows = power_of_two(channels)
+    partial = blocks.new_empty((walk.programs, packing.size(channels)), dtype=torch.float64)
+    launch(
+        _moments_kernel, (walk.programs,),
+        blocks, partial, None if packed is None else arrivals(blocks.device), packed, loss, direction,
+        length, walk.tiles_per_block, walk.tiles, *blocks.stride(), *terms,
+        CHANNELS=channels, ROWS=rows, LANES=walk.lanes, WIDTH=walk.width, LAYOUT=layout, MASKED=walk.masked,
+        PARTS=merge_parts(rows, walk.warps), MERGED=packed is not None, LOSS=loss is not None, num_warps=walk.warps,
+    )  # fmt: skip
     return partial
+
+
+def merge_parts(rows: int, warps: int) -> int:
+    """How many programs' moments, of `rows`² numbers each, the last program merges at a time."""
+    return max(_MERGE_NUMBERS * warps // rows**2, 1)
 
 
 def _moments_of_many_channels(blocks: torch.Tensor) -> torch.Tensor:
@@ -570,24 +571,19 @@ def _moments_of_many_channels(blocks: torch.Tensor) -> torch.Tensor:
     if channels <= MAX_REGISTER_CHANNELS:
         partial = _launch_moments(blocks, None, None, None, Terms())
     else:
-        tiles_per_block = triton.cdiv(length, _DOT_SAMPLES)
+        use = MOMENTS_DOT.on(blocks.device, channels, "strided", blocks.element_size())
+        tiles_per_block = divided(length, use.samples)
         tiles = volumes * tiles_per_block
-        programs = min(tiles, multiprocessors(blocks.device))
+        programs = min(tiles, use.programs * multiprocessors(blocks.device))
         partial = blocks.new_empty((programs, packing.size(channels)), dtype=torch.float64)
-        with torch.cuda.device_of(blocks):
-            _moments_dot_kernel[(programs,)](
-                blocks, partial, length, tiles_per_block, tiles, *blocks.stride(), CHANNELS=channels,
-                ROWS=triton.next_power_of_2(channels), LANES=_DOT_SAMPLES, num_warps=8,
-            )  # fmt: skip
+        launch(
+            _moments_dot_kernel, (programs,),
+            blocks, partial, length, tiles_per_block, tiles, *blocks.stride(), CHANNELS=channels,
+            ROWS=power_of_two(channels), LANES=use.samples, num_warps=use.warps,
+        )  # fmt: skip
     merged: torch.Tensor = packing.merge_moments(partial)
     return merged
 
 
 def _empty_packed(blocks: torch.Tensor) -> torch.Tensor:
     return blocks.new_empty(packing.size(blocks.shape[1]), dtype=torch.float64)
-
-
-def _lanes(blocks: torch.Tensor, layout: str, width: int) -> int:
-    """Samples of a tile: `width` a thread, a few times that where 16 bytes of interleaved channels are little."""
-    several = max(4 // blocks.shape[1], 1) * 4 if layout == "interleaved" and blocks.shape[1] <= 4 else 1
-    return several * width * THREADS

@@ -9,11 +9,14 @@ elementwise in one layout: loads are 16 bytes wide, and nothing passes through s
 
 from __future__ import annotations
 
+import functools
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 
-THREADS = 128
+from decovae_kernels.configurations import Kernel, Streaming
 
 
 @triton.jit
@@ -139,6 +142,42 @@ def neighbours(blocks: torch.Tensor, layout: str) -> int:
     return max(held // blocks.shape[1], 1) if layout == "interleaved" else held
 
 
+# Triton's own functions for these also work in kernels, and cost a launch microseconds on the host.
+def divided(number: int, size: int) -> int:
+    """How many pieces of that size hold the number."""
+    return -(-number // size)
+
+
+def power_of_two(number: int) -> int:
+    """The least power of two that is no smaller."""
+    return 1 << (int(number) - 1).bit_length()
+
+
+class Tiling(NamedTuple):
+    """How `Streaming` walks blocks (B, C, L): samples a tile (`lanes`) and a thread takes at once, tiles, programs."""
+
+    warps: int
+    width: int
+    lanes: int
+    tiles_per_block: int
+    tiles: int
+    programs: int
+    masked: bool
+
+
+def tiling(kernel: Kernel[Streaming], blocks: torch.Tensor, layout: str) -> Tiling:
+    """Tiles of `blocks`, read in that layout, as the configuration of `kernel` has them."""
+    volumes, channels, length = blocks.shape
+    use = kernel.on(blocks.device, channels, layout, blocks.element_size())
+    width = min(neighbours(blocks, layout), use.width)
+    lanes = use.vectors * width * 32 * use.warps
+    tiles_per_block = divided(length, lanes)
+    tiles = volumes * tiles_per_block
+    programs = min(tiles, use.programs * multiprocessors(blocks.device))
+    return Tiling(use.warps, width, lanes, tiles_per_block, tiles, programs, length % lanes > 0)
+
+
+@functools.cache
 def multiprocessors(device: torch.device) -> int:
     """Of a CUDA device; on the CPU, where programs run one after another, a few exercise the merge."""
     if device.type == "cuda":

@@ -86,7 +86,7 @@ def _upsample_conv(
         elif _way(x, weight, method) == "direct":
             y = _direct(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), kernels, tile_bytes)
         else:
-            y = kernels.forward(x, weight.to(x.dtype), bias, _slab_bytes(kernels, tile_bytes))
+            y = kernels.forward(x, weight.to(x.dtype), bias, _slab_bytes(kernels, x, tile_bytes))
     return _laid_out(y, _channels_last(x))
 
 
@@ -113,7 +113,7 @@ def _upsample_conv_backward(
             if _way(x, weight, method) == "direct":
                 grad_x, grad_weight = _direct_backward(grad, x, cast, kernels, needs)
             else:
-                grad_x, grad_weight = kernels.backward(grad, x, cast, _slab_bytes(kernels, tile_bytes), needs)
+                grad_x, grad_weight = kernels.backward(grad, x, cast, _slab_bytes(kernels, x, tile_bytes), needs)
     wide = torch.promote_types(x.dtype, torch.float32)
     return (
         x.new_empty(0) if grad_x is None or not needs_x else _laid_out(grad_x, _channels_last(x)),
@@ -164,9 +164,9 @@ def _backward_flops(
     return (needs_x + needs_weight) * _forward_flops(x, weight, None, method)
 
 
-def _slab_bytes(kernels: ModuleType, tile_bytes: int) -> int:
+def _slab_bytes(kernels: ModuleType, x: torch.Tensor, tile_bytes: int) -> int:
     """What the factorised way's products may take at a time."""
-    most: int = kernels.SLAB_BYTES
+    most: int = kernels.slab_bytes(x)
     return min(tile_bytes, most) if tile_bytes else most
 
 

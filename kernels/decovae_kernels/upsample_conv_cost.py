@@ -1,14 +1,26 @@
 """Which way an upsampling convolution takes: predicted seconds of a training step, the same on every run.
 
 The direct way convolves at high resolution: 8·27·C_in·C_out multiply-adds a low-resolution voxel forward, twice that
-backward. The factorised way needs an eighth of them, and moves its 27 products of C_out channels in return.
+backward. The factorised way needs an eighth of them, and moves its 27 products of C_out channels in return. What a kind
+of device does in a second stands in `upsample_conv_cost.json`, with where each figure comes from;
+`python -m bench.tune` measures a card's.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
+
+from decovae_kernels.configurations import DEFAULT, architecture, check_provenance
+
+FILE = Path(__file__).with_name("upsample_conv_cost.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,36 +56,58 @@ class Machine:
         return arithmetic + moved / self.bandwidth + self.instructions * voxels * out_channels / self.lanes
 
 
-# Both GPUs' figures are the published ones times a plausible share (0.7 of the matrix rate for large products, 0.6 for
-# convolutions, 0.85 of the bandwidth, 0.7 of the issue rate), not measurements. Moves: the direct way writes the
-# upsampled tensor (8 elements a voxel) and reads it, twice; its gradient, and that of the output, twice. The factorised
-# way writes 27 products and reads them; their gradients once and twice. Instructions are counted in the machine code.
-_GPU_MOVES = {"direct_moves": 88.0, "factorised_moves": 27.0 * 5 + 24, "instructions": 4000.0}
-_RTX_3090 = Machine(
-    products={2: 0.7 * 71e12, 4: 0.7 * 35.6e12},
-    convolutions={2: 0.6 * 71e12, 4: 0.6 * 35.6e12},
-    bandwidth=0.85 * 936e9,
-    lanes=0.7 * 82 * 128 * 1.7e9,
-    **_GPU_MOVES,
-)
-# Products in float32, convolutions in TF32, as torch's defaults have it.
-_H200 = Machine(
-    products={2: 0.7 * 989e12, 4: 0.7 * 67e12},
-    convolutions={2: 0.6 * 989e12, 4: 0.6 * 495e12},
-    bandwidth=0.85 * 4.8e12,
-    lanes=0.7 * 132 * 128 * 1.8e9,
-    **_GPU_MOVES,
-)
-# Fitted to measured times of one thread of a server processor with AVX-512; ways on more threads compare alike.
-_CPU = Machine(
-    products={4: 90e9, 8: 45e9},
-    convolutions={4: 105e9, 8: 52e9},
-    bandwidth=10e9,
-    direct_moves=92.0,
-    factorised_moves=550.0,
-    lanes=1.0,
-    instructions=0.0,
-)
+def machines() -> Mapping[str, Machine]:
+    """The machines of the data file: "cpu", "default", and GPUs by their architecture.
+
+    Raises:
+        ValueError: the file is not readable, or a name or value in it makes no sense; says which.
+    """
+    try:
+        data = json.loads(FILE.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{FILE}: not a readable JSON file ({error}): reinstall decovae_kernels") from error
+    return parse(data, str(FILE))
+
+
+def parse(data: Any, source: str) -> Mapping[str, Machine]:
+    """The machines that `data`, read from `source`, describes; raises like `machines`."""
+    if not isinstance(data, dict) or not {"cpu", DEFAULT} <= set(data):
+        raise ValueError(f"{source}: must be an object with at least the machines 'cpu' and 'default'")
+    return {name: parse_machine(values, f"{source}: {name}", _SIZES.get(name, _GPU)) for name, values in data.items()}
+
+
+_GPU = "2", "4"
+"""Bytes of the elements that a GPU multiplies."""
+
+_SIZES = {"cpu": ("4", "8")}
+"""Those that others do."""
+
+
+def parse_machine(values: Any, where: str, sizes: tuple[str, ...] = _GPU) -> Machine:
+    """The machine that `values` describe; raises like `machines`, in messages that begin with `where`."""
+    fields = [field.name for field in dataclasses.fields(Machine)]
+    if not isinstance(values, dict) or set(values) != {*fields, "chosen"}:
+        raise ValueError(f"{where}: must state {', '.join(fields)}, chosen")
+    check_provenance(values["chosen"], where)
+    rates = {}
+    for name in ("products", "convolutions"):
+        if not isinstance(values[name], dict) or set(values[name]) != set(sizes):
+            raise ValueError(f"{where}: {name} must give a rate for elements of {' and '.join(sizes)} bytes")
+        rates[name] = {int(size): _number(values[name][size], f"{where}, {name}", least=1) for size in sizes}
+    return Machine(
+        **rates,
+        bandwidth=_number(values["bandwidth"], f"{where}, bandwidth", least=1),
+        direct_moves=_number(values["direct_moves"], f"{where}, direct_moves"),
+        factorised_moves=_number(values["factorised_moves"], f"{where}, factorised_moves"),
+        lanes=_number(values["lanes"], f"{where}, lanes", least=1),
+        instructions=_number(values["instructions"], f"{where}, instructions"),
+    )
+
+
+def _number(value: Any, where: str, *, least: float = 0) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
+        raise ValueError(f"{where}: {value!r} must be a finite number, {least} or more")
+    return float(value)
 
 
 def direct_flops(in_channels: int, out_channels: int, voxels: int) -> int:
@@ -99,10 +133,10 @@ def chosen(x: torch.Tensor, out_channels: int, triton: bool) -> str:
     return "factorised" if machine.factorised(*figures) < machine.direct(*figures) else "direct"
 
 
+@functools.cache
 def _machine(device: torch.device, triton: bool) -> Machine:
-    if not triton:
-        return _CPU
     # Tensors without memory that stand for a GPU's stand for a workstation's.
-    if device.type == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] >= 9:
-        return _H200
-    return _RTX_3090
+    return _MACHINES.get(architecture(device), _MACHINES[DEFAULT]) if triton else _MACHINES["cpu"]
+
+
+_MACHINES = machines()

@@ -18,7 +18,7 @@ import torch
 from decovae_kernels._dispatch import without_memory
 
 # Bytes of the products that are alive at once: beyond the caches, sums over them wait for memory.
-SLAB_BYTES = 1 << 23
+_SLAB_BYTES = 1 << 23
 
 
 def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, slab_bytes: int) -> torch.Tensor:
@@ -83,6 +83,11 @@ def backward(
     if grad_mixing is not None:
         grad_mixing = (grad_mixing / 64).view(3, 3, 3, in_channels, out_channels).permute(4, 3, 0, 1, 2)
     return None if grad_x is None else grad_x.movedim(-1, 1), grad_mixing
+
+
+def slab_bytes(x: torch.Tensor) -> int:
+    """Bytes of the products that may be alive at once."""
+    return _SLAB_BYTES
 
 
 def upsample(x: torch.Tensor) -> torch.Tensor:

@@ -19,10 +19,8 @@ import triton
 import triton.language as tl
 
 from decovae_kernels._launch import launch
-from decovae_kernels.tiles import THREADS
-
-# Bytes of the products that are alive at once. Enough rows for the matrix product to fill a large GPU.
-SLAB_BYTES = 1 << 26
+from decovae_kernels.configurations import DOWNSAMPLE, GATHER, SLAB, SPREAD, UPSAMPLE, Kernel, Voxels
+from decovae_kernels.tiles import divided, power_of_two
 
 # A grid's third axis has 65535 programs at most, and the backward needs 3 a volume.
 _MAX_VOLUMES = 1 << 14
@@ -324,10 +322,7 @@ def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sl
                     )
             ready = until
             last = depth if ready == depth else ready - 1
-            _launch(
-                _gather_kernel, products, (bias, out[n : n + group], done, last - done, depth, height, width, slots),
-                volumes=min(group, volumes - n), planes=last - done, plane=(height, width), channels=channels,
-            )  # fmt: skip
+            gather(products, bias, out[n : n + group], done, last - done, slots)
             done = last
     return out.movedim(-1, 1)
 
@@ -353,21 +348,45 @@ def backward(
         some = min(group, volumes - n)
         for first in range(0, depth, count):
             planes = min(count, depth - first)
-            _launch(
-                _spread_kernel, upstream[n : n + some], (pulled, first, planes, depth, height, width),
-                volumes=3 * some, planes=planes, plane=(height, width), channels=channels,
-            )  # fmt: skip
-            spread = pulled[: some * planes * plane]
+            spread(upstream[n : n + some], pulled, first, planes)
+            gradients = pulled[: some * planes * plane]
             # Several volumes at once are whole ones, so their planes follow each other.
             here = slice(n, n + some), slice(first, first + planes)
             if grad_x is not None:
-                torch.mm(spread, mixing.T, out=grad_x[here].view(-1, grad_x.shape[-1]))
+                torch.mm(gradients, mixing.T, out=grad_x[here].view(-1, grad_x.shape[-1]))
             if grad_mixing is not None:
-                grad_mixing += torch.mm(voxels[here].view(-1, voxels.shape[-1]).T, spread)
+                grad_mixing += torch.mm(voxels[here].view(-1, voxels.shape[-1]).T, gradients)
     return (
         None if grad_x is None else grad_x.movedim(-1, 1),
         None if grad_mixing is None else grad_mixing.view(-1, 3, 3, 3, channels).permute(4, 0, 1, 2, 3).contiguous(),
     )
+
+
+def gather(
+    products: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, first: int, planes: int, slots: int
+) -> None:
+    """Write planes [2·first, 2·(first + planes)) of `out` (N, 2D, 2H, 2W, C) from the products of their neighbours.
+
+    Args:
+        products: (N·slots·H·W, 27·C); plane d of a volume lies in its slot d mod `slots`.
+        bias: (C,) or None.
+    """
+    spatial = [size // 2 for size in out.shape[1:4]]
+    _launch(GATHER, _gather_kernel, products, (bias, out, first, planes, *spatial, slots), out.shape, planes)
+
+
+def spread(grad: torch.Tensor, pulled: torch.Tensor, first: int, planes: int) -> None:
+    """Write G_k of `planes` planes from the `first` to the first rows of `pulled` (…, 27·C).
+
+    `grad` is (N, 2D, 2H, 2W, C), `pulled` filled as (N, planes, H, W, 27, C).
+    """
+    spatial = [size // 2 for size in grad.shape[1:4]]
+    _launch(SPREAD, _spread_kernel, grad, (pulled, first, planes, *spatial), grad.shape, planes, programs=3)
+
+
+def slab_bytes(x: torch.Tensor) -> int:
+    """Bytes of the products of a tensor like `x` that may be alive at once."""
+    return SLAB.on(x.device, x.shape[1], "channels_last", x.element_size()).bytes
 
 
 def upsample(x: torch.Tensor) -> torch.Tensor:
@@ -375,10 +394,7 @@ def upsample(x: torch.Tensor) -> torch.Tensor:
     voxels = x.movedim(1, -1).contiguous()
     volumes, *spatial, channels = voxels.shape
     out = x.new_empty(volumes, *(2 * size for size in spatial), channels)
-    _launch(
-        _upsample_kernel, voxels, (out, 0, spatial[0], *spatial),
-        volumes=volumes, planes=spatial[0], plane=(spatial[1], spatial[2]), channels=channels,
-    )  # fmt: skip
+    _launch(UPSAMPLE, _upsample_kernel, voxels, (out, 0, spatial[0], *spatial), out.shape, spatial[0])
     return out.movedim(-1, 1)
 
 
@@ -388,10 +404,7 @@ def downsample(grad: torch.Tensor) -> torch.Tensor:
     volumes, *doubled, channels = upstream.shape
     spatial = [size // 2 for size in doubled]
     out = grad.new_empty(volumes, *spatial, channels)
-    _launch(
-        _downsample_kernel, upstream, (out, 0, spatial[0], *spatial),
-        volumes=volumes, planes=spatial[0], plane=(spatial[1], spatial[2]), channels=channels,
-    )  # fmt: skip
+    _launch(DOWNSAMPLE, _downsample_kernel, upstream, (out, 0, spatial[0], *spatial), upstream.shape, spatial[0])
     return out.movedim(-1, 1)
 
 
@@ -418,24 +431,29 @@ def _around(start: int, end: int, slots: int) -> Iterator[tuple[int, int]]:
 
 
 def _launch(
+    which: Kernel[Voxels],
     kernel: object,
     source: torch.Tensor,
     others: tuple[object, ...],
-    *,
-    volumes: int,
+    high: torch.Size,
     planes: int,
-    plane: tuple[int, int],
-    channels: int,
+    programs: int = 1,
 ) -> None:
-    """A program a tile of voxels and a block of channels; each thread has up to 16 bytes of one voxel's channels."""
-    block = min(triton.next_power_of_2(channels), 64 // source.element_size())
+    """A program a tile of voxels of `planes` low-resolution planes and a block of channels.
+
+    `high` is the shape (N, 2D, 2H, 2W, C) of the large tensor; a volume has `programs` of them for every tile.
+    """
+    volumes, _, height, width, channels = high
+    element = source.element_size()
+    use = which.on(source.device, channels, "channels_last", element)
+    block = min(power_of_two(channels), use.channel_bytes // element)
     # An odd number of channels leaves every other voxel's at odd addresses.
-    wide = min(16 // source.element_size(), channels & -channels)
-    voxels = THREADS * wide // block
+    wide = min(16 // element, channels & -channels)
+    voxels = max(32 * use.warps * wide * use.vectors // block, 1)
     bits = voxels.bit_length() - 1
     tile = 1 << bits // 3, 1 << (bits + 1) // 3, 1 << (bits + 2) // 3
-    tiles = triton.cdiv(planes, tile[0]) * triton.cdiv(plane[0], tile[1]) * triton.cdiv(plane[1], tile[2])
+    tiles = divided(planes, tile[0]) * divided(height // 2, tile[1]) * divided(width // 2, tile[2])
     launch(
-        kernel, (tiles, triton.cdiv(channels, block), volumes), source, *others,
-        CHANNELS=channels, BLOCK=block, TILE_D=tile[0], TILE_H=tile[1], TILE_W=tile[2], num_warps=THREADS // 32,
+        kernel, (tiles, divided(channels, block), programs * volumes), source, *others,
+        CHANNELS=channels, BLOCK=block, TILE_D=tile[0], TILE_H=tile[1], TILE_W=tile[2], num_warps=use.warps,
     )  # fmt: skip

@@ -1,150 +1,198 @@
-"""The tables say what the file holds, and a wrong file is named."""
+"""The tables say what rows say, show every row, and never a figure that nobody measured."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from bench import table
+from bench import units
+from bench.campaign import cases, predict, table
+from bench.campaign.rows import Row
+from decovae.errors import InputError
+from tests.bench.made_up import CPU, GPU, campaign, counted, measured, without_time
 
 
-def row(implementation: str, median: float, direction: str = "forward", operators: int | None = 7) -> dict[str, Any]:
-    info = {
-        "implementation": implementation,
-        "loss": "VAD",
-        "shape": "2x4x8",
-        "dtype": "float32",
-        "direction": direction,
-        "bytes_moved_floor": 2_000_000,
-        "copy_bytes_per_second": 4e9,
-        "launches": None,
-        "operators": operators,
-        "peak_extra_bytes": 512,
+@pytest.fixture(autouse=True)
+def without_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict, "load", lambda *_: None)
+
+
+def lines_of(text: str) -> list[dict[str, str]]:
+    """The lines of the first table, by its columns."""
+    grid = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    return [dict(zip(grid[0], line, strict=True)) for line in grid[2:]]
+
+
+def shown(*rows: Row) -> list[dict[str, str]]:
+    [groups] = table._by_subject(rows).values()
+    return lines_of(table.subject_table(groups))
+
+
+def test_ratio_share_and_floor_follow_from_the_rows() -> None:
+    both = {"direction": "forward+backward"}
+    rows = shown(
+        measured("ours", 2e-3),
+        measured("plain-compiled", 5e-3, saved_bytes=None),
+        measured("ours", 4e-6, **both),
+        measured("lightly", 2e-6, **both),
+    )
+    assert [row["of ours"] for row in rows] == ["1.00×", "2.50×", "1.00×", "0.50×"]
+    assert [row["share"] for row in rows[:2]] == ["25%", "10%"]  # 2 MB at 4 GB/s
+    assert [row["median"] for row in rows] == ["2.00 ms", "5.00 ms", "4.00 µs", "2.00 µs"]
+    assert [row[""] for row in rows] == ["float32 forward", "", "float32 forward+backward", ""]
+    assert [row["saved"] for row in rows[:2]] == ["3.00 MB", "–"]
+    assert rows[0]["floor"] == "2.00 MB"
+    assert rows[0]["extra memory"] == "512 B"
+
+
+def test_products_are_the_floor_where_they_take_longer() -> None:
+    products = {"flops_floor": 5_000_000, "matrix_dtype": "float32", "suite": "training"}
+    [row] = shown(measured("ours", 1e-2, **products))
+    assert (row["floor"], row["share"]) == ("5.00 MFLOP", "50%")
+    assert row["peak memory"] == "1.00 MB", "all that is alive, where parameters count"
+
+
+def test_a_row_that_was_not_measured_says_why_and_has_no_figure() -> None:
+    rows = shown(
+        measured("ours", 1.0),
+        without_time(counted("plain-eager"), "skipped", "does not fit: 1 GB is free"),
+        without_time(counted("plain-compiled"), "skipped", "needs a compiler"),
+        without_time(counted("monai-eager"), "failed", "RuntimeError: why"),
+        counted("lightly"),
+    )
+    assert [row["median"] for row in rows[1:]] == ["– does not fit", "– skipped", "– failed", "–"]
+    for row in rows[1:]:
+        assert {row[key] for key in ("spread", "of ours", "share", "extra memory", "saved")} == {"–"}
+        assert row["floor"] == "2.00 MB"
+
+
+def test_predictions_stand_beside_every_row() -> None:
+    for row in shown(measured("ours", 1.0), counted("plain-eager")):
+        assert row["RTX 3090, predicted"] == "≥ 2.14 µs"  # 2 MB at 936 GB/s
+        assert row["H200, predicted"] == "≥ 465 ns"
+
+
+def test_ours_stand_first_and_no_ratio_is_over_nothing() -> None:
+    rows = shown(counted("monai-eager"), measured("plain-eager", 1.0), without_time(counted("ours"), "failed", "why"))
+    assert [row["implementation"] for row in rows] == ["ours", "plain-eager", "monai-eager"]
+    assert [row["of ours"] for row in rows] == ["–", "–", "–"]
+
+
+def test_every_row_appears_on_the_page() -> None:
+    lost = Row("bench/test_x.py::test_lost[ours]", "failed", "the process died")
+    page = table.markdown(campaign(measured("ours", 1.0), lost, not_reached=["bench/test_x.py::test_never[begun]"]))
+    assert "3 rows: 1 measured, 1 failed, 1 not reached." in page
+    assert "`bench/test_x.py::test_lost[ours]`: failed: the process died." in page
+    assert "`bench/test_x.py::test_never[begun]`" in page
+
+
+def test_what_a_row_did_not_say_is_known_from_the_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [counted("ours"), counted("plain-eager")]
+    monkeypatch.setattr(predict, "load", lambda *_: {"rows": [row.as_dict() for row in rows]})
+    died = Row(rows[0].id, "failed", "the process died")
+    made = campaign(died, scale="gpu", machine=GPU, not_reached=[rows[1].id])
+    assert [cases.implementation(row) for row in table.complete(made)] == ["ours", "plain-eager"]
+    assert [row.outcome for row in table.complete(made)] == ["failed", "counted"]
+
+
+def test_machine_ceilings_and_checks_are_named() -> None:
+    start = {"until_first_step": 40.0, "first_step": 9.0, "later_step": 0.5}
+    checks = {
+        "tests": {"expression": "gpu", "passed": 7, "failed": 1, "errors": 0, "skipped": 2, "complete": False},
+        "sanitizer": {"available": False, "reason": "no compute-sanitizer."},
+        "cold_start": {
+            "options": "paper",
+            "imports": 1.0,
+            "starts": {"eager": {"cold": start}},
+            "left_out": {"eager, warm": "no time."},
+        },
     }
-    return {"extra_info": info, "stats": {"median": median, "iqr": median / 10}}
+    ceilings = {"copy_bytes_per_second": 4e12, "matrix_flops_per_second": {"bfloat16": 7e14}}
+    page = table.markdown(campaign(measured("ours", 1.0), machine=GPU, ceilings=ceilings, checks=checks))
+    assert (
+        "Card with 80.0 GiB, driver 1, CUDA 13; Abacus with 2 threads; torch 2, Python 3, monai 1; OS; commit" in page
+    )
+    assert "0123456 with uncommitted changes" in page
+    assert "| copy | 4.00 TB/s |" in page
+    assert "| matrix product, bfloat16 | 700 TFLOP/s |" in page
+    assert "7 passed, 1 failed, 2 skipped; stopped before the last" in page
+    assert "not run: no compute-sanitizer." in page
+    assert "| eager | empty | 40.0 s | 9.00 s | 500 ms |" in page
+    assert "- eager, warm: not measured, no time." in page
 
 
-def block_row(implementation: str, median: float, layout: str = "contiguous", **changes: Any) -> dict[str, Any]:
-    info = {
-        "implementation": implementation,
-        "block": "norm + act",
-        "shape": "2x16x8",
-        "dtype": "float32",
-        "layout": layout,
-        "direction": "forward",
-        "bytes_moved_floor": 2_000_000,
-        "flops_floor": 0,
-        "copy_bytes_per_second": 4e9,
-        "matrix_flops_per_second": None,
-        "peak_extra_bytes": 512,
-        "saved_bytes": 3_000_000,
-        "flops": 0,
-    }
-    return {"extra_info": {**info, **changes}, "stats": {"median": median, "iqr": median / 10}}
+def test_a_campaign_that_measured_nothing_has_a_page() -> None:
+    page = table.markdown(campaign())
+    assert "0 rows: 0 measured." in page
+    assert "Not measured." in page
+    assert "None" not in page
 
 
-@pytest.fixture
-def result() -> dict[str, Any]:
-    machine = {"processor": "Abacus", "torch_threads": 2, "torch": "2", "triton": None, "python": "3", "system": "OS"}
-    rows = [
-        row("ours", 2e-3),
-        row("channel-rows-compiled", 5e-3, operators=None),
-        row("ours", 4e-6, "forward+backward"),
-        row("lightly", 2e-6, "forward+backward"),
-    ]
-    return {"machine_info": machine, "commit_info": {"id": "0123456789", "dirty": True}, "benchmarks": rows}
+def test_rows_of_a_gpu_that_slowed_down_are_counted() -> None:
+    rows = [replace(measured("ours", 1.0), gpu={"throttle": reasons}) for reasons in ([], ["power cap"], None)]
+    assert "The GPU lowered its clocks right after some of them: 1 by power cap." in table.progress(rows)
+    assert "clocks" not in table.progress(rows[:1])
 
 
-def cells(text: str) -> list[list[str]]:
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+def test_the_summary_is_over_the_fastest_of_each() -> None:
+    [line] = lines_of(
+        table.summary(
+            [
+                measured("ours", 2.0),
+                measured("plain-eager", 9.0),
+                measured("plain-compiled", 3.0),
+                without_time(counted("monai-eager"), "skipped", "does not fit: 1 GB is free"),
+            ]
+        )
+    )
+    assert (line["ours"], line["plain torch"], line["MONAI"]) == ("2.00 s", "3.00 s, 1.50×", "does not fit")
 
 
-def test_ratio_and_share_follow_from_the_file(result: dict[str, Any]) -> None:
-    header, _, *lines = cells(table.markdown(result))
-    columns = [dict(zip(header, line, strict=True)) for line in lines]
-    assert [line["of ours"] for line in columns] == ["1.00×", "2.50×", "1.00×", "0.50×"]
-    assert [line["share"] for line in columns[:2]] == ["25.0%", "10.0%"]  # 2 MB in 2 ms is 1 GB/s, of 4 GB/s
-    assert [line["median"] for line in columns] == ["2.00 ms", "5.00 ms", "4.00 µs", "2.00 µs"]
-    assert [line["operators"] for line in columns] == ["7", "–", "7", "7"]
-    assert columns[0]["floor"] == "2.00 MB"
-    assert columns[0]["extra memory"] == "512 B"
+def test_the_sweep_is_one_table() -> None:
+    swept = [measured("ours", 1.0, suite="sweep", subject="sweep", shape=f"{batch}x1x8x8x8") for batch in (1, 2)]
+    rows = shown(*swept)
+    assert [row[""] for row in rows] == ["1×1×8³", "2×1×8³"]
 
 
-def test_no_ratio_without_our_row(result: dict[str, Any]) -> None:
-    del result["benchmarks"][0]
-    assert cells(table.markdown(result))[2][4] == "–"
+def test_report_makes_the_page_again_and_sets_machines_side_by_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, machine, median in (("a", CPU, 1.0), ("b", GPU, 2e-3)):
+        (tmp_path / name).mkdir()
+        campaign(measured("ours", median), machine=machine).save(tmp_path / name / "campaign.json")
+    assert table.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    printed = capsys.readouterr().out
+    assert "| VAD, 2×4×8, float32 forward | ours | 1.00 s | 2.00 ms |" in printed
+    for name in ("a", "b"):
+        page = (tmp_path / name / "campaign.md").read_text(encoding="utf-8")
+        assert all((tmp_path / name / picture).exists() for picture in table.PLOTS)
+        assert all(f"({picture})" in page for picture in table.PLOTS)
 
 
-def test_blocks_show_memory_and_arithmetic(result: dict[str, Any]) -> None:
-    products = {"flops_floor": 5_000_000, "matrix_flops_per_second": 1e9}
-    result["benchmarks"] = [
-        block_row("ours-balanced", 1e-2, **products, flops=6_000_000),
-        block_row("ours-tight", 2e-2, **products, flops=7_000_000),
-        block_row("plain-compiled", 1e-3, "channels-last", saved_bytes=None, flops=None),
-    ]
-    text = table.markdown(result)
-    header, _, *lines = cells(text)
-    columns = [dict(zip(header, line, strict=True)) for line in lines]
-    assert "**norm + act, 2×16×8**" in text
-    assert [line["floor"] for line in columns] == ["5.00 MFLOP", "5.00 MFLOP", "2.00 MB"]
-    assert [line["share"] for line in columns] == ["50.0%", "25.0%", "50.0%"]  # 5 ms of products, 0.5 ms of bytes
-    assert [line["of ours"] for line in columns] == ["1.00×", "2.00×", "–"]  # the first of ours; another layout
-    assert [line["arithmetic"] for line in columns] == ["6.00 MFLOP", "7.00 MFLOP", "–"]
-    assert [line["saved"] for line in columns] == ["3.00 MB", "3.00 MB", "–"]
-    assert [line[""] for line in columns] == ["float32 contiguous forward", "", "float32 channels-last forward"]
-
-
-def test_a_file_of_both_suites_shows_each_with_its_columns(result: dict[str, Any]) -> None:
-    result["benchmarks"].append(block_row("ours", 1e-3))
-    text = table.markdown(result)
-    assert text.index("**VAD, 2×4×8**") < text.index("lightly's terms") < text.index("**norm + act, 2×16×8**")
-    assert "operators" in cells(text)[0]
-    assert "saved" in cells(text)[6]
-    assert text.endswith("it cannot be counted.")
-
-
-def test_machine_and_commit_are_named(result: dict[str, Any]) -> None:
-    first = table.markdown(result).splitlines()[0]
-    assert first == "Abacus with 2 threads; torch 2, Python 3; OS; commit 0123456 with uncommitted changes."
-
-
-def test_a_gpu_is_named_and_its_launches_are_shown(result: dict[str, Any]) -> None:
-    result["machine_info"] |= {"gpu": "H", "gpu_driver": "1", "cuda": "13"}
-    result["benchmarks"][0]["extra_info"]["launches"] = 3
-    text = table.markdown(result)
-    assert text.startswith("H, driver 1, CUDA 13; ")
-    assert cells(text)[0][7] == "launches"
-    assert cells(text)[2][7] == "3"
-
-
-def test_command_prints_the_tables(result: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "result.json"
-    file.write_text(json.dumps(result))
-    assert table.main([str(file)]) == 0
-    assert "**VAD, 2×4×8**" in capsys.readouterr().out
+def test_a_folder_without_a_campaign_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        table.main([str(tmp_path)])
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"),
+    ("text", "wanted"),
     [
-        (None, "no such file"),
-        ("text", "not a result"),
-        ('{"runs": []}', "not a result"),
-        ("[]", "not a result"),
-        ('{"benchmarks": [{"extra_info": {"copy_bytes_per_second": 1}}]}', "not a result"),
+        (units.seconds(0.0123), "12.3 ms"),
+        (units.seconds(0.00099999), "1000 µs"),
+        (units.seconds(4.4e-9), "4.40 ns"),
+        (units.size(1_500), "1.50 kB"),
+        (units.size(0), "0 B"),
+        (units.operations(6.4549e12), "6.45 TFLOP"),
+        (units.bandwidth(936e9), "936 GB/s"),
+        (units.times(2.5), "2.50×"),
+        (units.times(117.4), "117×"),
+        (units.shape("2x4x8x8x8"), "2×4×8³"),
+        (units.shape("1x4x32x64x32"), "1×4×32×64×32"),
+        (units.percent(0.0123), "1.2%"),
+        (units.percent(0.853), "85%"),
     ],
 )
-def test_another_file_is_named_in_one_sentence(
-    content: str | None, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "other.json"
-    if content is not None:
-        file.write_text(content)
-    assert table.main([str(file)]) == 2
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert output.err.count("\n") == 1
-    assert output.err.startswith(f"{file}: {complaint}")
+def test_units(text: str, wanted: str) -> None:
+    assert text == wanted

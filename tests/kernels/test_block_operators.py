@@ -16,6 +16,8 @@ from decovae_kernels import Geometry, convolution, group_norm, norm_conv, residu
 from tests.block_cases import block_parameters, features, gradients, parameter
 from tests.channel_cases import IMPLEMENTATIONS, implementation
 
+pytestmark = pytest.mark.device
+
 SHAPE = (2, 4, 6, 4, 8)
 BLOCK = block_parameters(4, 8)
 EPS = (1e-6, 1e-6)

@@ -89,8 +89,9 @@ def _upsample_conv(channels: int, dtype: str, layout: str) -> None:
     low = torch.empty((1, channels, *[size] * 3), dtype=DTYPES[dtype], memory_format=FORMATS[layout])
     high = torch.empty((1, channels, *[2 * size] * 3), dtype=DTYPES[dtype], memory_format=FORMATS[layout])
     weight = torch.empty((channels, channels, 3, 3, 3), dtype=DTYPES[dtype])
-    kernels.forward(low, weight, torch.empty(channels), kernels.SLAB_BYTES)
-    kernels.backward(high, low, weight, kernels.SLAB_BYTES, (True, True))
+    slab = kernels.slab_bytes(low)
+    kernels.forward(low, weight, torch.empty(channels), slab)
+    kernels.backward(high, low, weight, slab, (True, True))
     kernels.downsample(kernels.upsample(low))
 
 

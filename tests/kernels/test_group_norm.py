@@ -11,7 +11,9 @@ from torch import Tensor
 
 from decovae_kernels import group_norm, reference
 from tests.block_cases import assert_equal_to_reference, features, gradients, parameter, relative_error
-from tests.channel_cases import IMPLEMENTATIONS, LAYOUTS, implementation
+from tests.channel_cases import DEVICE, IMPLEMENTATIONS, LAYOUTS, implementation
+
+pytestmark = pytest.mark.device
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -105,7 +107,7 @@ def test_not_a_number_stays_one(name: str) -> None:
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_an_empty_batch(name: str) -> None:
-    x = torch.empty(0, 4, 3, 3, 3, requires_grad=True)
+    x = torch.empty(0, 4, 3, 3, 3, device=DEVICE, requires_grad=True)
     weight = parameter(4)
     with implementation(name):
         y = group_norm(x, weight, parameter(4, seed=1), 2)
@@ -139,9 +141,10 @@ def test_wrong_input_is_named() -> None:
 @pytest.mark.parametrize(("channels", "size"), [(32, 48), (64, 24), (256, 24)])
 def test_one_volume_fills_a_large_gpu(monkeypatch: pytest.MonkeyPatch, channels: int, size: int) -> None:
     from decovae_kernels import group_norm_triton
+    from decovae_kernels.configurations import NORM_ADD, NORM_APPLY, NORM_GRADIENT, NORM_SUMS
 
     monkeypatch.setattr(group_norm_triton, "multiprocessors", lambda _: 132)
     for layout in (torch.contiguous_format, torch.channels_last_3d):
         x = torch.empty((1, channels, size, size, size), dtype=torch.bfloat16, memory_format=layout)
-        grid = group_norm_triton._plan(x).grid
-        assert math.prod(grid) >= 132
+        for kernel in (NORM_ADD, NORM_APPLY, NORM_SUMS, NORM_GRADIENT):
+            assert math.prod(group_norm_triton._plan(kernel, x).grid) >= 132

@@ -19,6 +19,8 @@ from tests.channel_cases import (
     implementation,
 )
 
+pytestmark = pytest.mark.device
+
 
 def seed(value: int = 2**62 + 12345) -> torch.Tensor:
     return torch.full((1,), value, device=DEVICE)

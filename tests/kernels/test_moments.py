@@ -21,6 +21,8 @@ from tests.channel_cases import (
     implementation,
 )
 
+pytestmark = pytest.mark.device
+
 
 def channel_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and scatter, taken out of the packed vector."""
@@ -224,7 +226,7 @@ def test_ten_million_samples(offset: float) -> None:
 
 @pytest.mark.parametrize("shape", [(2000, 64), (3000, 3, 1), (70, 33, 2003), (1, 1, 2)])
 def test_every_sample_is_counted_once(shape: tuple[int, ...]) -> None:
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 1
+    x = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 1).to(DEVICE)
     mean, scatter = channel_moments(x)
     truth_mean, truth_scatter = reference.channel_moments(x)
     assert packed_moments(x)[0] == x.numel() // x.shape[1]

@@ -18,6 +18,8 @@ from decovae_kernels import (
 )
 from tests.channel_cases import DEVICE, IMPLEMENTATIONS, LAYOUTS, arrange, implementation
 
+pytestmark = pytest.mark.device
+
 VAD = Terms(covariance=1.0, variance=1.0, gamma=2.0)
 ALL = Terms(1.0, 0.5, 2.0, 0.25, 1.5)
 

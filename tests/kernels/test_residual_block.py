@@ -20,6 +20,8 @@ from tests.block_cases import (
 )
 from tests.channel_cases import IMPLEMENTATIONS, implementation
 
+pytestmark = pytest.mark.device
+
 EPS = (1e-6, 1e-5)
 
 

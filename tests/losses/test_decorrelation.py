@@ -25,6 +25,8 @@ from decovae import (
 from decovae.losses.moments import ChannelMoments, channel_moments
 from tests.channel_cases import DEVICE, IMPLEMENTATIONS, Case, assert_gradient_close, cases, implementation
 
+pytestmark = pytest.mark.device
+
 Loss = Callable[..., torch.Tensor]
 
 

@@ -9,6 +9,8 @@ from decovae import LatentHead, analyze_latents, channel_moments, sid_loss, vad_
 from decovae.losses.latent_head import kl_divergence
 from tests.channel_cases import DEVICE
 
+pytestmark = pytest.mark.device
+
 
 def posterior(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
     mu, log_variance = torch.randn(2, *(shape or (2, 4, 3, 5, 6)), device=DEVICE)

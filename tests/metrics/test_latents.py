@@ -13,6 +13,8 @@ from decovae import analyze_latents
 from decovae.losses.moments import channel_moments
 from tests.channel_cases import DEVICE, Case, cases
 
+pytestmark = pytest.mark.device
+
 
 def off_diagonal_mean(matrix: np.ndarray) -> float:
     return float(np.abs(matrix[~np.eye(len(matrix), dtype=bool)]).mean())

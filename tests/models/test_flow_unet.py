@@ -14,6 +14,7 @@ from bench.flow_baselines import monai
 from decovae.models.conditions import CategoricalCondition, ScalarCondition, condition_from_dict
 from decovae.models.flow_blocks import ResidualBlock, doubled, doubled_convolution, halved
 from decovae.models.flow_unet import FlowUNet, FlowUNetConfig
+from tests.channel_cases import DEVICE, implementation
 
 TINY = FlowUNetConfig(channels=(8, 16), attention=(False, True), residual_blocks=1, head_channels=8, groups=4)
 CONFIGS = [
@@ -35,7 +36,8 @@ def perturbed(network: Any, seed: int = 3) -> Any:
 
 def gradients(network: nn.Module, velocity: Tensor) -> dict[str, Tensor]:
     network.zero_grad()
-    (velocity * torch.linspace(-1, 1, velocity.numel()).view(velocity.shape)).sum().backward()
+    weights = torch.linspace(-1, 1, velocity.numel(), device=velocity.device).view(velocity.shape)
+    (velocity * weights).sum().backward()
     return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
 
 
@@ -162,18 +164,19 @@ def test_16_bits_are_as_near_as_16_bits_are(fused: bool) -> None:
     assert (rounded.float() - exact).norm() < 0.03 * exact.norm()  # a few roundings of 2⁻⁸ a layer, that add up
 
 
+@pytest.mark.device
 @pytest.mark.parametrize("resample", [None, "up", "down"])
-def test_a_block_on_the_triton_path_hands_on_shifted_statistics(resample: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    block = perturbed(ResidualBlock(4, 8, 16, groups=2, eps=1e-6, resample=resample))
-    x, emb = torch.randn(2, 4, 4, 2, 4), 5 * torch.randn(2, 16)
+def test_a_block_on_the_triton_path_hands_on_shifted_statistics(resample: Any) -> None:
+    block = perturbed(ResidualBlock(4, 8, 16, groups=2, eps=1e-6, resample=resample)).to(DEVICE)
+    x, emb = torch.randn(2, 4, 4, 2, 4, device=DEVICE), 5 * torch.randn(2, 16, device=DEVICE)
     expected = block(x, emb)
     wanted = gradients(block, expected)
     block.fused = True
-    if not torch.cuda.is_available():
-        monkeypatch.setenv("DECOVAE_KERNELS", "triton")  # in its interpreter
-    found = block(x, emb)
+    with implementation("triton"):
+        found = block(x, emb)
+        along = gradients(block, found)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    for name, gradient in gradients(block, found).items():
+    for name, gradient in along.items():
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-3, atol=1e-3, msg=name)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,11 +15,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from decovae import fuse
 from decovae.models.autoencoder import Autoencoder, AutoencoderConfig
 from decovae.models.fuse import Memory
-from tests.channel_cases import IMPLEMENTATIONS, arrange, implementation
+from tests.channel_cases import DEVICE, IMPLEMENTATIONS, arrange, implementation
 from tests.models.twins import monai_block, monai_twin, perturbed
+
+pytestmark = pytest.mark.device
 
 MEMORY: tuple[Memory, ...] = ("balanced", "tight")
 SMALL = AutoencoderConfig(channels=(8, 16), residual_blocks=1, groups=4)
+
+
+@pytest.fixture(autouse=True)
+def _on_the_device() -> Iterator[None]:
+    """Networks and tensors are made where the kernels run."""
+    with DEVICE:
+        yield
 
 
 def results(
@@ -122,7 +131,7 @@ def test_error_in_bf16_is_at_most_twice_monai_s(memory: Memory) -> None:
     for _ in range(6):
         x = torch.rand(2, 1, 8, 8, 8)
         truth = results(exact, x.double(), reconstruct)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
             both = [results(model, x, reconstruct) for model in (ours, theirs)]
         for row, found in zip(errors, both, strict=True):
             row += torch.stack([(mine - true).square().mean() for mine, true in zip(found, truth, strict=True)])

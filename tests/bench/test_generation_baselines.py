@@ -1,0 +1,39 @@
+"""From noise to a volume, both ways end at the same volume from the same weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from bench.generation_baselines import Precision, volume, voxels
+from decovae.models.autoencoder import AutoencoderConfig
+from decovae.models.flow_unet import FlowUNetConfig
+
+FLOW = FlowUNetConfig(channels=(8, 16), attention=(False, True), residual_blocks=1, head_channels=8, groups=4)
+AUTOENCODER = AutoencoderConfig(channels=(4, 8), residual_blocks=1, groups=2)
+LATENT = (4, 4, 8, 4)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.05)])
+def test_volumes_are_the_same(precision: Precision, tolerance: float) -> None:
+    torch.manual_seed(0)
+    ours, monai = (
+        volume(name, FLOW, AUTOENCODER, LATENT, steps=3, precision=precision, device=torch.device("cpu"))
+        for name in ("ours", "monai-eager")
+    )
+    made: Any = ours
+    theirs: Any = monai
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    theirs.flow.network.load_state_dict(made.flow.state_dict())
+    theirs.autoencoder.load_state_dict(made.autoencoder.state_dict())
+    noise = torch.randn(1, *LATENT, generator=generator)
+    image = ours(noise)
+    assert image.shape == (1, 8, 16, 8)
+    assert image.dtype == torch.float32
+    assert image.numel() == voxels(LATENT, AUTOENCODER.compression)
+    assert (monai(noise) - image).norm() <= tolerance * image.norm()
