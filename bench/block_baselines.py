@@ -155,7 +155,7 @@ def residual_block(name: str, channels: int, groups: int) -> nn.Module:
 
 
 def upsampling(name: str, channels: int) -> nn.Module:
-    """Upsampling and convolution: "factorised", "direct", "plain" or "monai"."""
+    """Upsampling and convolution: "auto", "factorised", "direct", "plain" or "monai"."""
     if name == "monai":
         from monai.apps.generation.maisi.networks.autoencoderkl_maisi import MaisiUpsample
 
@@ -164,19 +164,21 @@ def upsampling(name: str, channels: int) -> nn.Module:
 
 
 def training_step(name: str, config: AutoencoderConfig) -> nn.Module:
-    """Image to loss: "ours-balanced", "ours-tight", "plain…", "monai…", or "monai-checkpointed…" by its own means."""
+    """Image to loss: "ours-balanced", "ours-tight", "plain…", "monai…", "monai-float16…", or "monai-checkpointed…" by
+    its own means.
+    """
     kind, _, mode = name.partition("-")
     if kind == "monai":
-        return MonaiStep(monai_autoencoder(config, checkpointed=mode.startswith("checkpointed")))
+        return MonaiStep(monai_autoencoder(config, checkpointed="checkpointed" in mode, float16="float16" in mode))
     if kind == "plain":
         return PlainStep(Autoencoder(config, memory=None))
     return FusedStep(_fused(Autoencoder(config, memory=None), mode))
 
 
 def decoding(name: str, config: AutoencoderConfig) -> nn.Module:
-    """Latent to image: "ours", "plain" or "monai"."""
-    if name == "monai":
-        return Decoding(monai_autoencoder(config))
+    """Latent to image: "ours", "plain…", "monai…" or "monai-float16…"."""
+    if name.startswith("monai"):
+        return Decoding(monai_autoencoder(config, float16="float16" in name))
     return Decoding(Autoencoder(config, memory="balanced" if name == "ours" else None))
 
 
@@ -185,8 +187,15 @@ def _fused(module: Any, memory: str) -> Any:
     return fuse(module, memory=mode, report=True)[0]
 
 
-def monai_autoencoder(config: AutoencoderConfig, *, checkpointed: bool = False) -> nn.Module:
-    """MONAI's autoencoder of the same shape, whole volumes at once."""
+def monai_autoencoder(config: AutoencoderConfig, *, checkpointed: bool = False, float16: bool = False) -> nn.Module:
+    """MONAI's autoencoder of the same shape, whole volumes at once.
+
+    Args:
+        config: the shape.
+        checkpointed: use its checkpointing.
+        float16: norms write float16, as in the configurations that come with MAISI. Runs under float16 autocast only:
+            without it convolutions refuse what norms write, and in bfloat16 the norms fail.
+    """
     from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
 
     levels = len(config.channels)
@@ -201,6 +210,7 @@ def monai_autoencoder(config: AutoencoderConfig, *, checkpointed: bool = False) 
         norm_num_groups=config.groups,
         norm_eps=config.eps,
         use_checkpointing=checkpointed,
+        norm_float16=float16,
         num_splits=1,
         save_mem=False,  # emptying CUDA's cache after every layer would be most of its time
     )

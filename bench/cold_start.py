@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,9 @@ from decovae.machine import describe
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "train" / "vae.py"
+
+KILLED = 30.0
+"""Seconds that a killed process has to be gone."""
 
 IMPORTS = "import decovae.training.main, decovae.training.loop, decovae.training.vae"
 """What a run imports before it does anything."""
@@ -74,12 +77,14 @@ def options_of(device: str) -> list[str]:
     ]
 
 
-def measure(deadline: float, device: str = "auto") -> dict[str, Any]:
+def measure(deadline: float, device: str = "auto", before: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Cold and warm starts in every mode, as far as the deadline lets them.
 
     Args:
         deadline: seconds since the epoch; a start that runs then is stopped and left out, and says so.
         device: cuda, cpu, or auto for a GPU where there is one.
+        before: what an earlier call returned: only modes of which a start is missing there are measured, both starts
+            of them, as a warm one needs the caches of a cold one; a start that is not measured now stays.
 
     Returns:
         {"device", "options", "imports": seconds, "starts": {"eager": {"cold": …, "warm": …}, "compiled": …}, each as
@@ -88,25 +93,29 @@ def measure(deadline: float, device: str = "auto") -> dict[str, Any]:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     options = options_of(device)
-    starts: dict[str, dict[str, dict[str, float]]] = {}
+    before = before or {"imports": None, "starts": {}, "left_out": {}}
+    known: dict[str, dict[str, dict[str, float]]] = before["starts"]
+    missing = [mode for mode in MODES if len(known.get(mode, {})) < 2]
+    if device == "cuda":
+        missing.reverse()  # what is the default on the device comes first, lest time runs out
+    starts = {mode: dict(known[mode]) for mode in MODES if mode in known}
     left_out: dict[str, str] = {}
+    imports: float | None = before["imports"]
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder)
         # The template cohort, and files in the system's memory.
-        made = _start([*options, "--compile", "off"], where, "unused", deadline)
-        if isinstance(made, str):
-            return {"device": device, "options": " ".join(options), "imports": None, "starts": {}, "left_out": {
-                f"{mode}, {state}": made for mode in MODES for state in ("cold", "warm")}}  # fmt: skip
-        imports = _imports(where)
-        # What is the default on the device comes first, lest time runs out.
-        modes = reversed(MODES.items()) if device == "cuda" else MODES.items()
-        for mode, switch in modes:
+        made = _start([*options, "--compile", "off"], where, "unused", deadline) if missing else None
+        if isinstance(made, Start) and imports is None:
+            imports = _imports(where)
+        for mode in missing:
             for state in ("cold", "warm"):
-                found = _start([*options, "--compile", switch], where, mode, deadline)
-                if isinstance(found, str):
-                    left_out[f"{mode}, {state}"] = found
-                else:
+                found = made
+                if isinstance(made, Start):
+                    found = _start([*options, "--compile", MODES[mode]], where, mode, deadline)
+                if isinstance(found, Start):
                     starts.setdefault(mode, {})[state] = asdict(found)
+                elif state not in starts.get(mode, {}):
+                    left_out[f"{mode}, {state}"] = str(found)
     return {
         "device": device,
         "options": " ".join(options),
@@ -153,7 +162,8 @@ def _start(options: Sequence[str], where: Path, caches: str, deadline: float) ->
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(KILLED)
     assert first is not None  # there are steps
     return Start(round(first, 2), steps[0], round(statistics.median(steps[STEPS - LATER : STEPS]), 4))
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bench.scale import COUNT_ONLY, DEVICE
+from bench.settings import training_settings
 
 
 @pytest.fixture(autouse=True)
@@ -21,15 +22,9 @@ def clean_slate() -> None:
 
 @pytest.fixture(autouse=True)
 def as_in_training() -> Iterator[None]:
-    """The settings of `decovae.runtime.start_runtime`: convolutions chosen by trial, and TensorFloat-32 for float32."""
-    if DEVICE.type != "cuda":
+    """The settings of training."""
+    with training_settings(DEVICE):
         yield
-        return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True):
-        yield
-    torch.set_float32_matmul_precision(before)
 
 
 def release() -> None:

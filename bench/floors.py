@@ -4,11 +4,12 @@ Counted is one pass over memory for what cannot share one: a group's statistics 
 is normalised, and so do the sums in the norm's gradient. What a pass can do on the way is free: shift, scale, SiLU, a
 bias, the residual sum, statistics of what it writes, both gradients of a convolution. So
 
-- norm + act reads x twice and writes its result; backward reads x and the gradient twice and writes one: 3 + 5;
-- a norm before a convolution reads x once more than that does; backward reads x and the gradient once more and writes
-  one: 1 + 3;
+- norm + act alone reads x twice and writes its result; backward reads x and the gradient twice and writes one: 3 + 5;
+- a norm before a convolution has its statistics from the pass that writes x, and reads x once only where x comes from
+  outside; backward reads x and the gradient once more, the sums being free too, and writes one: 0 or 1, and 3;
 - a convolution reads its input and writes its output; backward reads both sides and writes the input's gradient: 2 + 3;
 - the sum of a residual block reads x, and backward the gradient (with a shortcut also x) once more;
+- the two convolutions from features to a latent's mean and log σ² read the features, and write their gradient, once;
 - upsampling and convolution read x and write eight times as many voxels; backward reads both and writes the gradient.
 
 Products are those of the convolutions, forward once and backward twice; those of the upsampling convolution are what
@@ -56,10 +57,10 @@ class Counting:
         """GroupNorm and SiLU, alone."""
         return self._moved(3 * math.prod(x), 5 * math.prod(x))
 
-    def residual_block(self, block: ResidualBlock, x: Shape) -> tuple[Floor, Shape]:
-        """Two norms and convolutions, the sum, perhaps a shortcut."""
+    def residual_block(self, block: ResidualBlock, x: Shape, *, alone: bool = True) -> tuple[Floor, Shape]:
+        """Two norms and convolutions, the sum, perhaps a shortcut; alone, or behind what wrote `x`."""
         conv1, conv2 = _convolution(block.conv1), _convolution(block.conv2)
-        total = self._norm(x)
+        total = self._norm(x, first=alone)
         first, inner = self.convolution(conv1, x)
         second, y = self.convolution(conv2, inner)
         total += first + self._norm(inner) + second
@@ -84,13 +85,13 @@ class Counting:
         return moved + self._multiplied(conv, x), y
 
     def row(self, blocks: Iterable[nn.Module], x: Shape, *, input_gradient: bool = True) -> tuple[Floor, Shape]:
-        """Blocks of the autoencoder one after the other; the first is a convolution."""
+        """Blocks of the autoencoder one after the other."""
         total = Floor()
         for index, block in enumerate(blocks):
             if isinstance(block, nn.GroupNorm):
-                part = self._norm(x)
+                part = self._norm(x, first=index == 0)
             elif isinstance(block, ResidualBlock):
-                part, x = self.residual_block(block, x)
+                part, x = self.residual_block(block, x, alone=index == 0)
             elif isinstance(block, Upsample):
                 part, x = self.upsampling(_convolution(block), x)
             elif isinstance(block, Downsample):
@@ -104,14 +105,16 @@ class Counting:
         """Encoding and decoding an image that needs no gradient."""
         encoder, features = self.row(model.encoder.blocks, image, input_gradient=False)
         mean, latent = self.convolution(_convolution(model.quant_conv_mu), features)
-        return encoder + mean + mean + self.decoder(model, latent)
+        # Its features were read for the mean already, and both gradients end in one.
+        log_variance = self._moved(math.prod(latent), math.prod(latent)) + Floor(flops=mean.flops)
+        return encoder + mean + log_variance + self.decoder(model, latent)
 
     def decoder(self, model: Autoencoder, latent: Shape) -> Floor:
         """Decoding a latent."""
         return self.row([model.post_quant_conv, *model.decoder.blocks], latent)[0]
 
-    def _norm(self, x: Shape) -> Floor:
-        return self._moved(math.prod(x), 3 * math.prod(x))
+    def _norm(self, x: Shape, *, first: bool = False) -> Floor:
+        return self._moved(first * math.prod(x), 3 * math.prod(x))
 
     def _moved(self, forward: int, backward: int) -> Floor:
         return Floor(self.itemsize * (forward + self.backward * backward))

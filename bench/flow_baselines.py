@@ -124,6 +124,6 @@ def floor(config: FlowUNetConfig, shape: tuple[int, ...], *, itemsize: int, back
         with FlopCounterMode(display=False) as flops, torch.no_grad():
             model(torch.empty(shape), torch.empty(shape[0]))
     inside, outside = elements["convolution in"], elements["convolution out"]
-    forward = elements["norm"] + inside + outside + elements["sum"]
+    forward = inside + outside + elements["sum"]
     moved = forward + backward * (3 * elements["norm"] + 2 * inside + outside + elements["sum"])
     return Floor(itemsize * moved, (1 + 2 * backward) * int(flops.get_total_flops()))

@@ -79,7 +79,19 @@ class OurVolume(nn.Module):
 
 
 class MonaiVolume(nn.Module):
-    """The same by MONAI's U-Net and autoencoder, all in one precision; arguments as for `OurVolume`."""
+    """The same by MONAI's U-Net and autoencoder, all in one precision.
+
+    Args:
+        flow: as for `OurVolume`, like what follows.
+        autoencoder: too.
+        latent: too.
+        steps: too.
+        precision: too.
+        device: too.
+        compiled: compile both, the flow with CUDA graphs.
+        channels_last: lay the U-Net's weights out so; the autoencoder's norms take no other layout than contiguous.
+        float16: the autoencoder's norms write float16, and autocast is to that in both networks.
+    """
 
     def __init__(
         self,
@@ -91,12 +103,17 @@ class MonaiVolume(nn.Module):
         precision: Precision,
         device: torch.device,
         compiled: bool,
+        channels_last: bool = False,
+        float16: bool = False,
     ) -> None:
         super().__init__()
         self.device = device
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+        dtype = torch.float16 if float16 else torch.bfloat16
+        self.autocast = torch.autocast(device.type, dtype, enabled=precision == "bf16")
         self.flow = Monai(monai(flow, latent[0])).to(device).eval()
-        self.autoencoder = monai_autoencoder(autoencoder).to(device).eval()
+        if channels_last:
+            self.flow = self.flow.to(memory_format=torch.channels_last_3d)
+        self.autoencoder = monai_autoencoder(autoencoder, float16=float16).to(device).eval()
         velocity: Any = self.flow
         decode: Any = self.autoencoder.decode
         if compiled:
@@ -121,13 +138,24 @@ def volume(
     precision: Precision,
     device: torch.device,
 ) -> nn.Module:
-    """Noise to a volume: "ours" or "monai-eager", and "ours-compiled" or "monai-compiled"."""
-    kind = OurVolume if name.startswith("ours") else MonaiVolume
+    """Noise to a volume: "ours" or "monai…", with "-compiled" behind it if so.
+
+    MONAI's may be "monai-channels-last…" in its U-Net, or "monai-float16…" in its autoencoder.
+    """
     compiled = name.endswith("compiled")
-    made: nn.Module = kind(
-        flow, autoencoder, latent, steps=steps, precision=precision, device=device, compiled=compiled
+    if name.startswith("ours"):
+        return OurVolume(flow, autoencoder, latent, steps=steps, precision=precision, device=device, compiled=compiled)
+    return MonaiVolume(
+        flow,
+        autoencoder,
+        latent,
+        steps=steps,
+        precision=precision,
+        device=device,
+        compiled=compiled,
+        channels_last="channels-last" in name,
+        float16="float16" in name,
     )
-    return made
 
 
 def voxels(latent: tuple[int, ...], compression: int) -> int:

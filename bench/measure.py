@@ -44,9 +44,10 @@ LARGEST_COPY = 1 << 30
 def copy_bandwidth(elements: int, dtype: torch.dtype, device: torch.device) -> float:
     """Bytes read plus bytes written a second by `copy_` between two buffers of so many elements, the median of many.
 
-    A copy is timed as a row is, from the call until the device is done: at small sizes both are mostly launches. Both
-    buffers exist before, whereas on a CPU a large gradient comes in fresh pages, which the system clears first. A
-    forward only reads and can exceed 1 of this. Buffers are at most `LARGEST_COPY` bytes large.
+    A copy is timed as a row is, from the call until the device is done: at small sizes both are mostly launches, and a
+    share of it compares those. Both buffers exist before, whereas on a CPU a large gradient comes in fresh pages, which
+    the system clears first. A forward only reads and can exceed 1 of this. Buffers are at most `LARGEST_COPY` bytes
+    large.
     """
     return _copy_bandwidth(min(elements, LARGEST_COPY // dtype.itemsize), dtype, device)
 
@@ -110,6 +111,45 @@ def operators(run: Run) -> int:
     return count.total
 
 
+def warm_profiler(device: torch.device) -> None:
+    """Attach the profiler to this process's CUDA once: calls cost more from then on, and should in all rows alike."""
+    if device.type == "cuda":
+        _warm_profiler(device)
+
+
+@functools.cache
+def _warm_profiler(device: torch.device) -> None:
+    launches(lambda: torch.zeros(1, device=device))
+
+
+def reserved(device: torch.device) -> int:
+    """Bytes that torch's CUDA allocator cannot give back: what is alive, in whole segments, and CUDA graphs' pools."""
+    if device.type != "cuda":
+        return 0
+    synchronise(device)
+    gc.collect()
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device)
+
+
+def allocator_retries(device: torch.device) -> int | None:
+    """How often so far torch gave cached memory back to a CUDA device and asked again; None elsewhere."""
+    return int(torch.cuda.memory_stats(device).get("num_alloc_retries", 0)) if device.type == "cuda" else None
+
+
+def clocks(run: Run, device: torch.device) -> dict[str, Any] | None:
+    """What `decovae.machine.reading` says of a GPU while it works at one more call; None elsewhere."""
+    if device.type != "cuda":
+        return None
+    from decovae.machine import reading
+
+    result = run()
+    found = reading()
+    synchronise(device)
+    del result
+    return found
+
+
 class Memory(NamedTuple):
     """What one call took.
 
@@ -167,6 +207,15 @@ def available_memory(device: torch.device) -> int | None:
         return None
     fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
     return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def is_short(device: torch.device, share: float, least: int) -> bool:
+    """Whether less of a CUDA device's memory is free than this share of it, or than so many bytes."""
+    if device.type != "cuda":
+        return False
+    free, total = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free < max(share * total, least)
 
 
 def _trace(run: Run) -> list[dict[str, Any]]:

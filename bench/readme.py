@@ -188,6 +188,7 @@ def autoencoder_memory(results: Results) -> str:
         return "Not counted yet."
     names = {
         "MONAI": "MONAI",
+        "MONAI, its `norm_float16`": "MONAI, norm_float16",
         "MONAI, its checkpointing": "MONAI, use_checkpointing",
         "plain torch": "plain torch, channels-last",
         "`balanced`": "ours, balanced",
@@ -271,7 +272,7 @@ def measured_summary(results: Results) -> str:
         link = results.link(f"{name}/{table.RECORD}")
         parts += [
             f"**{table.device_name(campaign.machine)}**, {campaign.date}, from {link}; beside each peer's fastest time "
-            "how many times as long as ours it is:",
+            "how many times as long as our fastest it is; memory is that of what is done by default:",
             table.summary(table.complete(campaign)),
         ]
     return "\n\n".join(parts) or "No campaign has been measured yet."

@@ -24,6 +24,12 @@ MOST_ROUNDS = 2000
 OUT_OF_MEMORY = ("out of memory", "STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate")
 """In the words of CUDA and Triton, of cuDNN and cuBLAS, and of torch on a CPU."""
 
+NO_PLAN = ("unable to find an engine", "unable to find a valid cudnn algorithm")
+"""In torch's words, lower-case: none of cuDNN's ways to convolve ran. Mostly because none got its workspace."""
+
+SHORT_OF_MEMORY = 1 / 8
+"""Of a device's memory, or four of a row's largest features: with less of it free, no plan means no workspace."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -88,6 +94,11 @@ class Row:
         return module.to(memory_format=self.memory_format) if self.channels_last else module
 
     @property
+    def autocast(self) -> torch.dtype:
+        """Dtype of the products where parameters are float32: that of the row, but where an option asks for its own."""
+        return torch.float16 if "float16" in self.name else self.dtype
+
+    @property
     def memory_format(self) -> torch.memory_format:
         return torch.channels_last_3d if self.channels_last else torch.contiguous_format
 
@@ -103,6 +114,7 @@ class Work:
         saved: bytes that a forward keeps for backward, if that can be asked.
         count: the call as it may be watched operator by operator; None if it is compiled.
         launches: note launches, or on a CPU operators: for work so small that they are most of it.
+        graphs: calls replay CUDA graphs, whose memory was taken when they were recorded.
         beside: tensors that only take room, counted in `held`.
     """
 
@@ -112,6 +124,7 @@ class Work:
     saved: Callable[[], int] | None = None
     count: Run | None = None
     launches: bool = False
+    graphs: bool = False
     beside: Sequence[Tensor] = ()
 
 
@@ -152,17 +165,18 @@ def measured(
     if scale.COUNT_ONLY:
         return None
     skip_what_cannot_run(row)
-    fits = True
+    lacking: str | None = None
     try:
         benchmark.extra_info |= _measured(benchmark, row, floor, build, seconds, rounds)
     except RuntimeError as error:
-        if not ran_out_of_memory(error):
+        lacking = _lacking(error, row)
+        if lacking is None:
             raise
-        fits = False
-    if not fits:  # here, where the error no longer holds the tensors of those who saw it
+    if lacking is not None:  # here, where the error no longer holds the tensors of those who saw it
         exhausted()
         release()
-        pytest.skip(f"does not fit: {(measure.available_memory(DEVICE) or 0) / 1e9:.1f} GB are free on {DEVICE.type}")
+        free = (measure.available_memory(DEVICE) or 0) / 1e9
+        pytest.skip(f"does not fit: {free:.1f} GB are free on {DEVICE.type}{lacking}")
     noted: dict[str, Any] = benchmark.extra_info
     return noted
 
@@ -170,26 +184,34 @@ def measured(
 def _measured(
     benchmark: Any, row: Row, floor: Floor, build: Callable[[], Work], seconds: float, rounds: int | None
 ) -> dict[str, Any]:
+    measure.warm_profiler(DEVICE)
     # Before the work takes the memory that they need.
     copying = measure.copy_bandwidth(row.features, row.dtype, DEVICE)
     multiplying = measure.matrix_rate(row.dtype, DEVICE) if floor.flops else None
-    work = build()
+    others = measure.reserved(DEVICE)
+    work = _begun(build, calls=benchmark.enabled)
 
     def run_to_the_end() -> None:
         work.run()
         measure.synchronise(DEVICE)
 
     if benchmark.enabled:
-        run_to_the_end()  # compiles, tunes, fills caches
         rounds = rounds or enough_rounds(run_to_the_end, seconds)
+    retries = measure.allocator_retries(DEVICE)
     benchmark.pedantic(run_to_the_end, rounds=rounds or 1)
+    if retries is not None:
+        benchmark.extra_info["allocator_retries"] = (measure.allocator_retries(DEVICE) or 0) - retries
+        benchmark.extra_info["gpu"] = measure.clocks(work.run, DEVICE)
     memory = measure.memory(work.run, DEVICE, work.result_bytes)
+    peak = work.held + work.result_bytes + memory.peak_extra
+    if work.graphs and memory.reserved is not None:
+        peak = memory.reserved - others  # a replay allocates nothing, so that torch's allocations say too little
     watch = work.count if work.launches and ON_CPU else None
     info = {
         "copy_bytes_per_second": copying,
         "matrix_flops_per_second": multiplying,
-        "peak_extra_bytes": memory.peak_extra,
-        "peak_bytes": work.held + work.result_bytes + memory.peak_extra,
+        "peak_extra_bytes": peak - work.held - work.result_bytes,
+        "peak_bytes": peak,
         "reserved_bytes": memory.reserved,
         "saved_bytes": work.saved() if work.saved else None,
         "flops": measure.arithmetic(work.count) if work.count and floor.flops else None,
@@ -199,6 +221,42 @@ def _measured(
     if benchmark.stats is not None:
         info["share_of_floor"] = measure.share_of_floor({**benchmark.extra_info, **info}, benchmark.stats.stats.median)
     return info
+
+
+def _begun(build: Callable[[], Work], *, calls: bool) -> Work:
+    """The work, if wanted behind its first call, which compiles, tunes and fills caches.
+
+    A second time if cuDNN found no way to convolve: what was cached before may have been in its way.
+    """
+
+    def begin() -> Work:
+        work = build()
+        if calls:
+            work.run()
+            measure.synchronise(DEVICE)
+        return work
+
+    try:
+        return begin()
+    except RuntimeError as error:
+        if not found_no_plan(error):
+            raise
+    release()
+    return begin()
+
+
+def _lacking(error: RuntimeError, row: Row) -> str | None:
+    """What else there is to say where an error is about memory that ended; None if it is about something else."""
+    if ran_out_of_memory(error):
+        return ""
+    if found_no_plan(error) and measure.is_short(DEVICE, SHORT_OF_MEMORY, 4 * row.features * row.dtype.itemsize):
+        return ", and cuDNN found no way to convolve"
+    return None
+
+
+def found_no_plan(error: RuntimeError) -> bool:
+    """Whether cuDNN ran none of its ways to convolve."""
+    return any(said in str(error).lower() for said in NO_PLAN)
 
 
 def ran_out_of_memory(error: RuntimeError) -> bool:
@@ -252,7 +310,7 @@ def module_work(row: Row, module: nn.Module, x: Tensor, *, beside: Sequence[Tens
     held = [x, *module.parameters(), *module.buffers(), *beside]
 
     def forward(given: Tensor = x) -> Tensor:
-        with torch.autocast(DEVICE.type, row.dtype, enabled=mixed):
+        with torch.autocast(DEVICE.type, row.autocast, enabled=mixed):
             y: Tensor = module(given)
         return y
 

@@ -1,11 +1,11 @@
 """pytest writes what becomes of each benchmark as it ends, and runs the ones that it is told to, in that order.
 
-    pytest bench --rows-out rows.jsonl [--rows FILE] [--deadline SECONDS]
+    pytest bench --rows-out rows.jsonl [--rows FILE] [--without FILE] [--deadline SECONDS]
 
 `bench.campaign.rows` says what a line holds. A row is "measured" if pytest-benchmark timed it, "counted" where
 ``DECOVAE_BENCH_COUNT=1`` has nothing run, and "ran" if it passed and nothing timed it, as with --benchmark-disable.
 With --collect-only the lines are the ids. After a CUDA error that leaves the process useless it ends, with exit code
-77.
+77. It takes tests as it takes benchmarks; the workers of pytest-xdist write each their own.
 """
 
 from __future__ import annotations
@@ -34,27 +34,36 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("rows", "rows of benchmarks")
     group.addoption("--rows-out", type=Path, metavar="FILE", help="append a line of JSON for each row, as it ends")
     group.addoption("--rows", type=Path, metavar="FILE", help="ids to run, a line each, in this order")
+    group.addoption("--without", type=Path, metavar="FILE", help="ids not to run, a line each")
     group.addoption("--deadline", type=float, metavar="SECONDS", help="since 1970: no row begins after it")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    out, rows, deadline = (config.getoption(name, None) for name in ("rows_out", "rows", "deadline"))
-    if out is not None or rows is not None or deadline is not None:
-        config.pluginmanager.register(_Rows(out, rows, deadline), "rows of benchmarks")
+    out, rows, without, deadline = (
+        config.getoption(name, None) for name in ("rows_out", "rows", "without", "deadline")
+    )
+    if getattr(config.option, "dist", "no") != "no" and not hasattr(config, "workerinput"):
+        return  # it only hands rows to workers, which have read the same options
+    if any(option is not None for option in (out, rows, without, deadline)):
+        config.pluginmanager.register(_Rows(out, rows, without, deadline), "rows of benchmarks")
     if out is not None and sys.__stderr__ is not None:
         faulthandler.register(signal.SIGUSR1, file=sys.__stderr__)  # asked before a row that hangs is killed
 
 
 class _Rows:
-    def __init__(self, out: Path | None, rows: Path | None, deadline: float | None) -> None:
+    def __init__(self, out: Path | None, rows: Path | None, without: Path | None, deadline: float | None) -> None:
         self.out, self.deadline = out, deadline
         self.wanted = None if rows is None else rows.read_text(encoding="utf-8").splitlines()
+        self.unwanted = set() if without is None else set(without.read_text(encoding="utf-8").splitlines())
         self.since = 0.0
         self.row: dict[str, Any] = {}
         self.cuda_is_lost = False
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        if self.unwanted:
+            config.hook.pytest_deselected(items=[item for item in items if item.nodeid in self.unwanted])
+            items[:] = [item for item in items if item.nodeid not in self.unwanted]
         if self.wanted is None:
             return
         found = {item.nodeid: item for item in items}
@@ -84,14 +93,14 @@ class _Rows:
         report = yield
         if call.when == "call":
             self.row |= _measurement(item)
-        if report.outcome != "passed" and call.excinfo is not None:
+        if report.failed and call.excinfo is None:
+            self.row |= {"outcome": "failed", "reason": one_line(str(report.longrepr))}  # passed, and was not to
+        elif report.outcome != "passed" and call.excinfo is not None:
             error = call.excinfo.value
             self.row |= {"outcome": report.outcome, "reason": _reason(error)}
             if report.failed and loses_cuda(error):
                 self.cuda_is_lost = True
                 print(report.longreprtext, file=sys.stderr)  # pytest would at its end, which will not come
-        elif call.when == "call" and self.row["outcome"] == "measured":
-            self.row["gpu"] = _reading()
         return report
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
@@ -130,11 +139,14 @@ def _measurement(item: pytest.Item) -> dict[str, Any]:
     extra_info = dict(getattr(benchmark, "extra_info", None) or {}) or None
     if os.environ.get("DECOVAE_BENCH_COUNT") == "1":
         return {"outcome": "counted", "extra_info": extra_info}
+    # What the row read right behind its rounds: by now the GPU idles.
+    gpu = extra_info.pop("gpu", None) if extra_info else None
     timed = getattr(benchmark, "stats", None)
     if not timed:
         return {"extra_info": extra_info}
     stats = {name: float(getattr(timed.stats, name)) for name in ("median", "iqr", "min", "max")}
-    return {"outcome": "measured", "extra_info": extra_info, "stats": stats | {"rounds": int(timed.stats.rounds)}}
+    stats["rounds"] = int(timed.stats.rounds)
+    return {"outcome": "measured", "extra_info": extra_info, "stats": stats, "gpu": gpu}
 
 
 def _reason(error: BaseException) -> str:
@@ -142,12 +154,3 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, (pytest.skip.Exception, pytest.fail.Exception)):
         return said
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
-
-
-def _reading() -> dict[str, Any] | None:
-    torch: Any = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return None
-    from decovae.machine import reading
-
-    return reading()

@@ -12,6 +12,7 @@ GPU is missing, which it says.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -23,7 +24,7 @@ import sysconfig
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ ROOT = Path(__file__).resolve().parents[1]
 TOUR = [sys.executable, "-m", "bench.tour"]
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 PROGRAM = "compute-sanitizer"
+
+KILLED = 30.0
+"""Seconds that a killed process has to be gone."""
 
 _PRINTED = 2000
 """Reports to print at most; the summary counts them all."""
@@ -70,35 +74,51 @@ def missing() -> str | None:
     return None
 
 
-def run(deadline: float, tools: Sequence[str] = TOOLS) -> dict[str, Any]:
+def run(deadline: float, tools: Sequence[str] = TOOLS, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Check with each tool until the deadline.
 
     Args:
         deadline: seconds since the epoch; a tool that runs then is stopped, the ones after it are not begun.
         tools: their names.
+        before: what an earlier call returned: tools that got through then are not run again.
 
     Returns:
-        {"available": False, "reason": …}, or {"available": True, "version": …, "tools": {name: what it found}} with,
-        for each tool, ``errors`` in this project's kernels, ``elsewhere`` in others', ``warnings`` (racecheck's),
-        ``kernels`` that were seen, ``seconds``, ``complete``, and ``reports``, the first lines of what was found.
+        {"available": False, "reason": …}, or {"available": True, "version": …, "tools": {name: what it found},
+        "not_reached": names} with, for each tool, ``errors`` in this project's kernels, ``elsewhere`` in others',
+        ``warnings`` (racecheck's), ``kernels`` that were seen, ``seconds``, ``complete``, and ``reports``, the first
+        lines of what was found.
     """
     reason = missing()
     program = find_program()
+    earlier: dict[str, Any] = dict(before) if before is not None and before["available"] else {}
     if reason is not None or program is None:
-        return {"available": False, "reason": reason}
+        return earlier or {"available": False, "reason": reason}
     version, options = _about(program)
-    found = {}
+    known: dict[str, Any] = earlier.get("tools", {})
+    todo = [tool for tool in tools if not known.get(tool, {}).get("complete")]
+    found = dict(known)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "tour.json"
         # Compiled before, so that the tools need not watch a compiler.
-        status, output = _run([*TOUR, "--out", str(out)], deadline)
-        if not out.exists():
-            return {"available": False, "reason": f"bench.tour does not get through by itself: {_end(status, output)}."}
-        kernels = json.loads(out.read_text(encoding="utf-8"))["kernels"]
-        for tool in tools:
+        status, output = _run([*TOUR, "--out", str(out)], deadline) if todo else (0, "")
+        if status is None:
+            todo = []
+        elif todo and not out.exists():
+            return earlier or {
+                "available": False,
+                "reason": f"bench.tour does not get through by itself: {_end(status, output)}.",
+            }
+        kernels = json.loads(out.read_text(encoding="utf-8"))["kernels"] if todo else []
+        for tool in todo:
             if time.time() < deadline:
                 found[tool] = _check(program, options, tool, kernels, deadline, out)
-    return {"available": True, "version": version, "tools": found, "not_reached": [t for t in tools if t not in found]}
+    ordered = {tool: found[tool] for tool in TOOLS if tool in found}
+    return {
+        "available": True,
+        "version": version,
+        "tools": ordered,
+        "not_reached": [tool for tool in tools if tool not in found],
+    }
 
 
 def command(program: Path, options: str, tool: str, kernels: Sequence[str], out: Path) -> list[str]:
@@ -177,11 +197,11 @@ def _check(
     begin = time.time()
     status, output = _run(command(program, options, tool, kernels, out), deadline)
     found = parse(tool, output, kernels)
-    complete = status is not None and found is not None and out.exists()
-    seen = json.loads(out.read_text(encoding="utf-8"))["kernels"] if out.exists() else []
+    seen = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {"kernels": [], "ended": False}
+    complete = status is not None and found is not None and seen["ended"]
     if found is None:
         found = {"errors": None, "elsewhere": None, "warnings": None, "reports": [_end(status, output)]}
-    return {**found, "kernels": seen, "seconds": round(time.time() - begin, 1), "complete": complete}
+    return {**found, "kernels": seen["kernels"], "seconds": round(time.time() - begin, 1), "complete": complete}
 
 
 def _end(status: int | None, output: str) -> str:
@@ -212,8 +232,10 @@ def _run(words: Sequence[str], deadline: float) -> tuple[int | None, str]:
             pass
         finally:
             if status is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(KILLED)
         output.seek(0)
         return status, output.read()
 

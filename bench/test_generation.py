@@ -3,11 +3,12 @@
     pytest bench/test_generation.py
 
 "ours" is the sampler of ``decovae sample``, compiled as that compiles it: the flow, with CUDA graphs. "monai" is the
-same two networks in MONAI's classes, eager, or both compiled, the flow with CUDA graphs. Both begin with noise on the
-device and end with a float32 image on the CPU. At scale gpu the networks and the latent are the paper's and the
-precision is bfloat16, in which this project's decoder keeps its last norm and convolution in float32; elsewhere all is
-small and float32. On the CPU this project computes a sample on one thread, so that its bits do not depend on what is
-made beside it, and MONAI on all; there nothing is compiled.
+same two networks in MONAI's classes, eager, or both compiled, the flow with CUDA graphs; or eager with channels-last
+weights in the U-Net, or with norm_float16 in the autoencoder and float16 autocast. Both begin with noise on the device
+and end with a float32 image on the CPU. At scale gpu the networks and the latent are the paper's and the precision is
+bfloat16, in which this project's decoder keeps its last norm and convolution in float32; elsewhere all is small and
+float32. On the CPU this project computes a sample on one thread, so that its bits do not depend on what is made beside
+it, and MONAI on all; there nothing is compiled.
 """
 
 from __future__ import annotations
@@ -31,9 +32,16 @@ __all__ = ["as_in_training", "clean_slate"]
 
 LATENT = at_scale(gpu=(CHANNELS, 32, 64, 32), cpu=(CHANNELS, 8, 16, 8), tiny=(CHANNELS, 4, 8, 4))
 IMPLEMENTATIONS = at_scale(
-    gpu=["ours", "ours-compiled", "monai-eager", "monai-compiled"],
+    gpu=[
+        "ours",
+        "ours-compiled",
+        "monai-eager",
+        "monai-float16-eager",
+        "monai-channels-last-eager",
+        "monai-compiled",
+    ],
     cpu=["ours", "monai-eager"],
-    tiny=["ours", "monai-eager"],
+    tiny=["ours", "monai-eager", "monai-channels-last-eager"],
 )
 
 
@@ -57,7 +65,7 @@ def test_volume(benchmark: Any, name: str) -> None:
         held = bytes_of(noise, *make.parameters(), *make.buffers())
         # The result is on the CPU: nothing of it is left on a GPU.
         result = voxels * torch.float32.itemsize if DEVICE.type == "cpu" else 0
-        return Work(run, result_bytes=result, held=held, count=None if row.compiled else run)
+        return Work(run, result, held, count=None if row.compiled else run, graphs=row.compiled)
 
     measured(benchmark, row, floor(shape), build, seconds=2)
 

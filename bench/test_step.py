@@ -22,7 +22,7 @@ from bench import step_baselines
 from bench.fixtures import as_in_training, clean_slate
 from bench.row import Row, Work, measured, own_layout
 from bench.scale import DEVICE, DTYPE, PRECISION, at_scale
-from bench.test_blocks import CONFIG
+from bench.test_blocks import CONFIG, FLOAT16
 from decovae.training.presets import PAPER
 
 __all__ = ["as_in_training", "clean_slate"]
@@ -34,7 +34,7 @@ SHAPES: dict[str, tuple[int, ...]] = at_scale(
     cpu={"paper": (2, 1, 32, 32, 32)},
     tiny={"paper": (2, 1, 24, 24, 24)},
 )
-EAGER = ["ours-balanced", "ours-tight", "plain-eager", "monai-eager", "monai-checkpointed"]
+EAGER = ["ours-balanced", "ours-tight", "plain-eager", "monai-eager", *FLOAT16, "monai-checkpointed"]
 COMPILED = at_scale(gpu=["ours-balanced-compiled", "plain-compiled"], cpu=[], tiny=[])
 
 

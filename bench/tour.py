@@ -1,10 +1,11 @@
 """Every Triton kernel once in each of its main variants, on small odd shapes, against float64.
 
-python -m bench.tour [--only WORD …] [--canaries] [--out FILE]
+python -m bench.tour [--only WORD …] [--quick] [--canaries] [--out FILE]
 
 Runs on the GPU, or in Triton's interpreter where there is none; a minute at most. Prints a line a case: its largest
 error as a share of what is allowed, and the kernels that it launched. With ``--canaries`` all memory around a kernel's
-arguments is poisoned. Exits with 1 if a case is wrong. `bench.sanitize` runs it under NVIDIA's compute-sanitizer.
+arguments is poisoned; ``--quick`` runs as few cases as launch every kernel. Exits with 1 if a case is wrong.
+`bench.sanitize` runs it under NVIDIA's compute-sanitizer.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from decovae.errors import InputError
+from decovae.files import write_text
 from decovae_kernels import (
     BlockParameters,
     Geometry,
@@ -55,6 +57,20 @@ SEED = 2**62 + 12345
 
 ALLOWED = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Norm of an error over the norm of the truth: several roundings of the dtype, far less than any wrong index makes."""
+
+
+QUICK = (
+    "decorrelation, 3 channels",
+    "latent head, 4 channels, channels_last",
+    "loss of moments, 20 channels",
+    "moments, 40 channels",
+    "group norm, 2×6×5×4×7, channels_last",
+    "residual blocks in slabs",
+    "norm and convolution, grouped",
+    "upsampling convolution, 1×3×3×2×5",
+    "upsampling convolution, 1×3×2×3×2",
+)
+"""How cases begin that launch every kernel between them: enough for an interpreter."""
 
 
 class Pair(NamedTuple):
@@ -467,18 +483,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; 0 if all is right, 1 if not, 2 for a wrong option."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=[], help="words; only cases whose name has one of them")
+    parser.add_argument("--quick", action="store_true", help="only as many cases as launch every kernel")
     parser.add_argument("--canaries", action="store_true", help="poison the memory around every kernel's arguments")
     parser.add_argument("--out", type=Path, help="a JSON file for what was seen")
     options = parser.parse_args(arguments)
     try:
         device = device_of_kernels()
         chosen = [case for case in cases() if not options.only or any(word in case.name for word in options.only)]
+        if options.quick:
+            chosen = [case for case in chosen if case.name.startswith(QUICK)]
         if not chosen:
             raise InputError(f"--only {' '.join(options.only)}: no case has such a name; leave it out for all of them.")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    outcomes = []
+    outcomes: list[Outcome] = []
     with contextlib.ExitStack() as stack:
         if options.canaries:
             from bench.canaries import guarded
@@ -487,6 +506,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for case in chosen:
             outcomes.append(run_case(case, device))
             print(line(outcomes[-1]), flush=True)
+            if options.out:  # each time, as a case may end the process
+                _write(options.out, outcomes, len(chosen), ended=False)
             if device.type == "cuda" and not _alive(device):
                 print("the GPU does not answer after this case; the others are not run")
                 break
@@ -494,9 +515,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     launched = {kernel for outcome in outcomes for kernel in outcome.kernels}
     print(f"{len(outcomes)} of {len(chosen)} cases, {len(launched)} kernels, {len(wrong)} wrong")
     if options.out:
-        seen = {"cases": [asdict(outcome) for outcome in outcomes], "kernels": sorted(launched), "wrong": len(wrong)}
-        options.out.write_text(json.dumps(seen, indent=2) + "\n", encoding="utf-8")
+        _write(options.out, outcomes, len(chosen), ended=True)
     return 1 if wrong or len(outcomes) < len(chosen) else 0
+
+
+def _write(out: Path, outcomes: Sequence[Outcome], chosen: int, *, ended: bool) -> None:
+    """What was seen so far, of how many cases, and whether the tour came to its end by itself."""
+    seen = {
+        "cases": [asdict(outcome) for outcome in outcomes],
+        "chosen": chosen,
+        "kernels": sorted({kernel for outcome in outcomes for kernel in outcome.kernels}),
+        "wrong": sum(not outcome.right for outcome in outcomes),
+        "ended": ended,
+    }
+    write_text(out, json.dumps(seen, indent=2) + "\n")
 
 
 def _alive(device: torch.device) -> bool:

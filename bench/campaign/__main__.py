@@ -4,11 +4,17 @@
     python -m bench.campaign report FOLDER …     the table and the plots again, from what was measured
     python -m bench.campaign predict             what two cards would take, from counts; needs none
 
-It describes the machine, measures its ceilings, runs the tests marked `gpu`, and then every benchmark, in chapters of
-decreasing importance, until the minutes are over. Each row is written as it ends, to rows.jsonl; campaign.json after
-each chapter; the plots and the table, campaign.md, now and then and at the end. A row that hangs, crashes or loses the
-GPU costs that row alone. The same command goes on where one was stopped, by a signal or for time; what failed is tried
-again, after the rest. Exit code 1: a row or a check has failed; 2: a wrong option; 130 or 143: stopped by a signal.
+It describes the machine, measures its ceilings, and runs every kernel once against float64. Then come the benchmarks,
+in chapters of decreasing importance until the minutes are over, and between them, each for a share of the minutes at
+most, the tests that use a GPU (behind the first chapters), cold starts and compute-sanitizer (at the end); rows get
+what these leave. Each row is written as it ends, to rows.jsonl; campaign.json after each chapter; the plots and the
+table, campaign.md, now and then and at the end. A row that hangs, crashes or loses the GPU costs that row alone.
+
+The same command goes on where one was stopped, by a signal or for time, in rows and in checks. What was never tried
+comes first, then rows that time stopped once (twice is a failure), then what failed, and what was skipped for another
+reason than that it does not fit: either it takes no time, or what was missing is there by now. Rows are measured again
+where the code, or the version of a package that they were measured with, has changed. Exit code 1: a row or a check has
+failed; 2: a wrong option; 130 or 143: stopped by a signal.
 """
 
 from __future__ import annotations
@@ -30,7 +36,7 @@ from bench import units
 from bench.campaign import plan, record, supervise
 from bench.campaign.plan import CHAPTERS, Chapter
 from bench.campaign.record import Campaign
-from bench.campaign.rows import ROOT, Row, collect_rows, environment, one_line, read_rows, trim
+from bench.campaign.rows import ROOT, Row, collect_rows, environment, one_line, read_rows, read_stopped, trim
 from decovae.errors import InputError, RunError
 
 CEILINGS_SECONDS = 240.0
@@ -39,30 +45,58 @@ DESCRIBE_SECONDS = 120.0
 PAGES_SECONDS = 60.0
 """Between two drawings of what is there so far, at least."""
 
-DONE = ("measured", "skipped")
-"""Outcomes that are not tried again."""
+DOES_NOT_FIT = "does not fit"
+"""How the reason of a row begins that was skipped because of this machine's memory."""
+
+Found = dict[str, Any]
+"""What a check found."""
 
 
-Checks = Mapping[str, Callable[[Path, float], dict[str, Any]]]
-"""What can be checked beside rows, by the names in `Campaign.checks`: from folder and deadline to what was found."""
+def _tour(out: Path, deadline: float, before: Found | None) -> Found:
+    from bench.campaign.checks import run_tour
+
+    return run_tour(out / "logs", deadline)
 
 
-def _tests(out: Path, deadline: float) -> dict[str, Any]:
+def _tests(out: Path, deadline: float, before: Found | None) -> Found:
     from bench.campaign.checks import run_tests
 
-    return run_tests(out / "logs", deadline)
+    return run_tests(out / "logs", deadline, before)
 
 
-def _cold_start(out: Path, deadline: float) -> dict[str, Any]:
+def _cold_start(out: Path, deadline: float, before: Found | None) -> Found:
     from bench import cold_start
 
-    return cold_start.measure(deadline)
+    return cold_start.measure(deadline, before=before)
 
 
-def _sanitizer(out: Path, deadline: float) -> dict[str, Any]:
+def _sanitizer(out: Path, deadline: float, before: Found | None) -> Found:
     from bench import sanitize
 
-    return sanitize.run(deadline)
+    return sanitize.run(deadline, before=before)
+
+
+def _no_sanitizer() -> str | None:
+    from bench import sanitize
+
+    return sanitize.missing()
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something to find out beside rows.
+
+    Attributes:
+        run: from the campaign's folder, a deadline and what was found before, to what is found now, all together.
+        missing: why it cannot be made here, which it says by itself; None if it can.
+    """
+
+    run: Callable[[Path, float, Found | None], Found]
+    missing: Callable[[], str | None] = lambda: None
+
+
+Checks = Mapping[str, Check]
+"""By the names in `Campaign.checks`, and in `plan.SHARES`."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +114,12 @@ class Suites:
     folder: str = "bench"
     chapters: tuple[Chapter, ...] = CHAPTERS
     checks: Checks = field(
-        default_factory=lambda: {"tests": _tests, "cold_start": _cold_start, "sanitizer": _sanitizer}
+        default_factory=lambda: {
+            "tour": Check(_tour),
+            "tests": Check(_tests),
+            "cold_start": Check(_cold_start),
+            "sanitizer": Check(_sanitizer, _no_sanitizer),
+        }
     )
 
 
@@ -189,10 +228,20 @@ class Run:
         self.began = self.noted = self.drawn = time.time()
         self.ids: list[str] = []
         self.complaints: list[str] = []
+        self.progress = Progress(0, 0)
+        self.tried: set[str] = set()
+        self.checked: set[str] = set()
 
-    def at(self, share: float) -> float:
-        """When a share of the minutes is over, in seconds since 1970."""
-        return self.began + 60 * self.minutes * share
+    @property
+    def end(self) -> float:
+        """When the minutes are over, in seconds since 1970."""
+        return self.began + 60 * self.minutes
+
+    def seconds_for(self, name: str, wanted: Checks) -> float:
+        """What a check is to have, or kept for it; 0 for one that is not to be made, or cannot be, or has been."""
+        if name not in wanted or self._done(name) or wanted[name].missing() is not None:
+            return 0.0
+        return 60 * self.minutes * plan.SHARES[name]
 
     def measure(self, only: Sequence[str] | None, *, checks: Checks, sanitize: bool) -> None:
         """Everything that is not there yet, until time is up.
@@ -210,16 +259,24 @@ class Run:
         if self.campaign.ceilings is None:
             self.campaign.ceilings = self._ceilings()
         wanted = {name: check for name, check in checks.items() if (sanitize if name == "sanitizer" else only is None)}
-        new = self.campaign.checks["tests"] is None
-        if new:
-            self._check("tests", wanted, self.at(plan.CHECKS_SHARE))
+        self._check("tour", wanted, time.time() + self.seconds_for("tour", wanted))
         self.ids = collect_rows(self.campaign.scale, root=self.suites.root, suites=self.suites.folder)
-        sanitizer = self.at(1 - plan.SANITIZER_SHARE * ("sanitizer" in wanted))
-        self._rows(only, sanitizer - 60 * self.minutes * plan.COLD_START_SHARE * ("cold_start" in wanted))
+        chapters = [chapter for chapter in self.suites.chapters if only is None or chapter.name in only]
+        sanitizer = self.end - self.seconds_for("sanitizer", wanted)
+        last = sanitizer - self.seconds_for("cold_start", wanted)
+        tests = self.seconds_for("tests", wanted)
+        self.progress = self._progress(chapters)
+        self._rows([chapter for chapter in chapters if chapter.first], last - tests, passes=1)
+        self._check("tests", wanted, min(time.time() + tests, last))
+        self._rows(chapters, last)
         self._check("cold_start", wanted, sanitizer)
-        self._check("sanitizer", wanted, self.at(1))
-        if not new and time.time() < self.at(1 - plan.CHECKS_SHARE):
-            self._check("tests", wanted, self.at(1))  # they had no time before, or failed: not again at the rows' cost
+        self._check("sanitizer", wanted, self.end)
+        self._rows(chapters, self.end)
+        for name in ("tour", "tests"):  # what went wrong in an earlier session, if there is time for all of it again
+            if name in wanted and name not in self.checked and errors(self.campaign.checks.get(name) or {}):
+                seconds = 60 * self.minutes * plan.SHARES[name]
+                if time.time() + seconds < self.end:
+                    self._check(name, wanted, time.time() + seconds, again=True)
 
     def _ceilings(self) -> dict[str, Any] | None:
         with tempfile.TemporaryDirectory() as folder:
@@ -238,47 +295,67 @@ class Run:
         print(f"ceilings: a copy moves {found['copy_bytes_per_second'] / 1e9:.0f} GB/s", flush=True)
         return found
 
-    def _check(self, name: str, checks: Checks, deadline: float) -> None:
-        """A check that is wanted and has not got through yet; nothing that it does ends the campaign."""
+    def _done(self, name: str) -> bool:
         before = self.campaign.checks.get(name)
-        if name not in checks or (before is not None and complete(before) and not errors(before)):
+        return before is not None and complete(before)
+
+    def _check(self, name: str, checks: Checks, deadline: float, *, again: bool = False) -> None:
+        """A check that is wanted and has not got through yet; nothing that it does ends the campaign."""
+        if name not in checks or (self._done(name) and not again):
             return
+        if time.time() >= deadline and checks[name].missing() is None:
+            return
+        self.checked.add(name)
+        before = self.campaign.checks.get(name)
         try:
-            found = checks[name](self.out, deadline)
+            found = checks[name].run(self.out, deadline, before)
         except Exception as error:  # whatever a check stumbles over, the rows are to be measured
             self._complain(f"{name}: {one_line(str(error)) or type(error).__name__}")
             return
-        self.campaign.checks[name] = found
+        if before is None or not _worse(found, before):
+            self.campaign.checks[name] = found
         if errors(found):
             self._complain(f"{name}: {errors(found)} failed, see {record.FILE}")
+        else:
+            print(f"{name}: {'done' if complete(found) else found.get('reason') or 'not complete'}", flush=True)
         self.write()
 
-    def _rows(self, only: Sequence[str] | None, deadline: float) -> None:
+    def _rows(self, chapters: Sequence[Chapter], deadline: float, passes: int = 3) -> None:
+        """Rows until the deadline: those never tried, those stopped for time, those to try again, `passes` of these."""
         sorted_rows = plan.sort(self.ids, self.suites.chapters)
-        chapters = [chapter for chapter in self.suites.chapters if only is None or chapter.name in only]
-        known = {row.id: row for row in self.campaign.rows}
-        done = {row for row in known if known[row].outcome in DONE}
-        wanted = [row for chapter in chapters for row in sorted_rows[chapter.name]]
-        there = len(done.intersection(wanted))
-        if there:
-            print(f"{there} of {len(wanted)} rows are there already", flush=True)
-        progress = Progress(len(wanted), there)
         supervisor = supervise.Supervisor(
             self.out,
             scale=self.campaign.scale,
             deadline=deadline,
             lock=self.lock,
-            report=progress,
+            report=self.progress,
             root=self.suites.root,
         )
-        # What failed before comes after what nobody has tried: it may hang again.
-        for again in (False, True):
+        for number in range(passes):
+            known, stopped = self._known(), read_stopped(self.out / record.ROWS)
             for chapter in chapters:
-                todo = [row for row in sorted_rows[chapter.name] if row not in done and (row in known) == again]
-                if todo and time.time() < deadline:
+                rows = [row for row in sorted_rows[chapter.name] if row not in known and row not in stopped]
+                if number == 1:  # it may need more time than a session has
+                    rows = [row for row in sorted_rows[chapter.name] if row in stopped and row not in known]
+                if number == 2:  # it may hang again
+                    rows = [row for row in sorted_rows[chapter.name] if row in known and not done(known[row])]
+                    rows = [row for row in rows if row not in self.tried]
+                if rows and time.time() < deadline:
                     seconds = chapter.seconds * plan.PATIENCE[self.campaign.scale]
-                    supervisor.run(chapter.name, todo, seconds=seconds)
+                    supervisor.run(chapter.name, rows, seconds=seconds)
+                    self.tried.update(set(rows).intersection(self._known()))
                     self.write()
+
+    def _known(self) -> dict[str, Row]:
+        return {row.id: row for row in read_rows(self.out / record.ROWS)}
+
+    def _progress(self, chapters: Sequence[Chapter]) -> Progress:
+        known, sorted_rows = self._known(), plan.sort(self.ids, self.suites.chapters)
+        rows = [row for chapter in chapters for row in sorted_rows[chapter.name]]
+        there = sum(row in known and done(known[row]) for row in rows)
+        if there:
+            print(f"{there} of {len(rows)} rows are there already", flush=True)
+        return Progress(len(rows), there)
 
     def _complain(self, sentence: str) -> None:
         print(f"warning: {sentence}", file=sys.stderr, flush=True)
@@ -308,6 +385,16 @@ class Run:
             self._complain(f"{name}: cannot be written ({type(error).__name__}: {one_line(str(error))})")
 
 
+def done(row: Row) -> bool:
+    """Whether a row is not to be tried again: what failed is, and what was skipped for want of something but memory."""
+    return row.outcome != "failed" and (row.outcome != "skipped" or (row.reason or "").startswith(DOES_NOT_FIT))
+
+
+def _worse(found: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether a check got less far than an earlier time."""
+    return (complete(found), found.get("passed", 0)) < (complete(before), before.get("passed", 0))
+
+
 def errors(check: Mapping[str, Any]) -> int:
     """How many errors a check found, all its tools together."""
     found = int(check.get("failed") or 0) + int(check.get("errors") or 0)
@@ -318,6 +405,7 @@ def complete(check: Mapping[str, Any]) -> bool:
     """Whether a check could be made, and came to its end."""
     tools = check.get("tools", {}).values()
     ended = check.get("available", True) and check.get("complete", True) and not check.get("left_out")
+    ended = ended and not check.get("not_reached")
     return bool(ended) and all(map(complete, tools))
 
 
@@ -352,7 +440,8 @@ def run(arguments: argparse.Namespace, *, suites: Suites | None = None, machine:
     print(f"{out}: {_state(session)}{'; the same command goes on' if campaign.not_reached else ''}.")
     for row in bad:
         print(f"failed: {row.id}: {row.reason}")
-    return 1 if bad or session.complaints else 0
+    wrong = [name for name, check in campaign.checks.items() if check and errors(check)]
+    return 1 if bad or wrong or session.complaints else 0
 
 
 def _state(session: Run) -> str:

@@ -11,6 +11,13 @@ from bench.campaign.rows import Row
 OURS, PLAIN, MONAI, OTHERS = "ours", "plain torch", "MONAI", "others"
 FAMILIES = (OURS, PLAIN, MONAI, OTHERS)
 
+DEFAULTS = ("ours-balanced-compiled", "ours-compiled", "ours-auto", "ours-balanced", "ours")
+"""What this project does unless told otherwise is the first of these that a case has a row of: training, sampling and
+the flow are compiled where that is measured, and the blocks' memory is `balanced`."""
+
+CEILING = "ceiling_copy_bytes_per_second"
+"""Of a row's facts, put there by who knows the machine: the bandwidth of a copy of the best size."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -83,9 +90,10 @@ def fastest(rows: Iterable[Row], families: str | Iterable[str]) -> Row | None:
     return min(timed, key=lambda pair: pair[0])[1] if timed else None
 
 
-def our_row(rows: Iterable[Row]) -> Row | None:
-    """The row that ratios are over: this project's first, which is its default."""
-    return next((row for row in rows if family(implementation(row)) == OURS and median(row) is not None), None)
+def default(rows: Iterable[Row]) -> Row | None:
+    """The row of this project's default, whatever became of it: no other stands in for one that failed."""
+    there = {implementation(row): row for row in rows}
+    return next((there[name] for name in DEFAULTS if name in there), None)
 
 
 def floor_seconds(
@@ -107,6 +115,12 @@ def measured_floor(row: Row) -> tuple[float, str] | None:
 
 
 def share_of_floor(row: Row) -> float | None:
-    """The least time over the median."""
-    floor, time = measured_floor(row), median(row)
+    """The least time over the median.
+
+    None also where the bytes' least time is of no use: a copy of the row's size reached less than half of the
+    machine's bandwidth, so that it mostly was a launch.
+    """
+    floor, time, info = measured_floor(row), median(row), row.extra_info or {}
+    if floor is not None and floor[1] == "bytes" and 2 * info["copy_bytes_per_second"] < info.get(CEILING, 0):
+        return None
     return None if floor is None or not time else floor[0] / time

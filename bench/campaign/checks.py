@@ -1,21 +1,22 @@
-"""The tests that a GPU is for, run as a part of a campaign: the kernels' and whatever needs CUDA."""
+"""What a campaign checks of the kernels: a tour of all of them, and the tests that a GPU is for."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import torch
+
+from bench.campaign.rows import Row, append, one_line, outside_pytest, read_lines, read_rows, trim
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,83 +32,108 @@ FEW = (
 _LISTED = 100
 """Failures to name at most."""
 
-_LETTERS = 400
-"""Of a failure's message."""
-
 _GRACE = 30
-"""Seconds that pytest has to write its report once it is interrupted."""
+"""Seconds that a process has to end once it is interrupted, and once it is killed."""
 
 
-def run_tests(out: Path, deadline: float) -> dict[str, Any]:
-    """Run them until the deadline.
+def run_tour(out: Path, deadline: float) -> dict[str, Any]:
+    """Every kernel once against float64, with canaries; without a GPU as few cases as launch every kernel.
 
     Args:
-        out: the campaign's folder; what pytest prints goes to ``tests.log`` in it.
-        deadline: seconds since the epoch; tests are interrupted then, and those that had ended count.
+        out: folder for ``tour.log``, what `bench.tour` prints.
+        deadline: seconds since the epoch; it is stopped then, and the cases that had ended count.
 
     Returns:
-        {"expression", "passed", "failed", "skipped", "errors", "seconds", "complete": whether all were run,
-        "failures": [{"test", "message"}]}; messages name no folders.
+        {"passed", "failed", "cases": how many there are, "kernels": names of those launched, "seconds", "complete":
+        whether all were run, "failures": [{"test", "message"}]}, or {"available": False, "reason"} without Triton.
     """
-    if torch.cuda.is_available():
-        return run_pytest(["tests", *_workers()], EXPRESSION, out, deadline)
-    return run_pytest(FEW, EXPRESSION, out, deadline)
+    begin = time.time()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "tour.json"
+        command = [sys.executable, "-m", "bench.tour", "--canaries", "--out", str(file)]
+        code, said = _run([*command, *([] if torch.cuda.is_available() else ["--quick"])], out / "tour.log", deadline)
+        if code == 2:
+            return {"available": False, "reason": said.removeprefix("error: ")}
+        seen = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"cases": [], "kernels": []}
+    wrong = [case for case in seen["cases"] if case["share"] is None or not case["share"] <= 1]
+    failures = [{"test": case["name"], "message": one_line(case["error"] or "wrong result")} for case in wrong]
+    complete = code in (0, 1) and len(seen["cases"]) == seen.get("chosen")
+    if not complete and code is not None and not failures:
+        failures.append({"test": "bench.tour", "message": f"it ended with {code}: {said}"})
+    return {
+        "passed": len(seen["cases"]) - len(wrong),
+        "failed": len(failures),
+        "cases": seen.get("chosen"),
+        "kernels": seen["kernels"],
+        "seconds": round(time.time() - begin, 1),
+        "complete": complete,
+        "failures": failures,
+    }
 
 
-def run_pytest(selection: Sequence[str], expression: str, out: Path, deadline: float) -> dict[str, Any]:
-    """The tests of a selection that match the expression, in a process of its own; returns as `run_tests` does."""
+def run_tests(out: Path, deadline: float, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Run the tests until the deadline, or what is left of them.
+
+    Args:
+        out: folder for ``tests.log``, what pytest prints, and ``tests.jsonl``, what became of each test.
+        deadline: seconds since the epoch; tests are interrupted then, and those that had ended count.
+        before: what an earlier call returned: tests that have ended are not repeated, but for those that failed once
+            all have been run.
+
+    Returns:
+        {"expression", "passed", "failed", "skipped", "errors": of pytest as a whole, "seconds" of all calls,
+        "complete": whether all were run, "failures": [{"test", "message"}]}; messages name no folders.
+    """
+    selection = ["tests", *_workers()] if torch.cuda.is_available() else FEW
+    return run_pytest(selection, EXPRESSION, out, deadline, before)
+
+
+def run_pytest(
+    selection: Sequence[str], expression: str, out: Path, deadline: float, before: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The tests of a selection that match the expression, in a process of its own; otherwise as `run_tests`."""
     begin = time.time()
     out.mkdir(parents=True, exist_ok=True)
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    rows = out / "tests.jsonl"
+    if before is None:
+        rows.unlink(missing_ok=True)
+    trim(rows)
+    repeat = before is not None and before["complete"]
+    done = [row.id for row in read_rows(rows) if not (repeat and row.outcome == "failed")]
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-m", expression, f"--junit-xml={report}", *selection]
-        with (out / "tests.log").open("w", encoding="utf-8") as log:
-            process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": paths},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            in_time = _waited(process, deadline)
-        found = read_report(report) if report.exists() else _nothing()
-    # 0: all passed; 1: some failed. Anything else, and what no report tells of, is a run that did not end by itself.
-    complete = in_time and process.returncode in (0, 1)
-    return {"expression": expression, **found, "seconds": round(time.time() - begin, 1), "complete": complete}
+        without = Path(folder) / "done.txt"
+        without.write_text("".join(f"{test}\n" for test in done), encoding="utf-8")
+        plugin = ["-p", "bench.rows_plugin", f"--rows-out={rows}", f"--without={without}"]
+        command = [sys.executable, "-m", "pytest", "-m", expression, *plugin, *selection]
+        code, said = _run(command, out / "tests.log", deadline)
+    trim(rows)
+    if code is None:
+        _take_back(rows)
+    ended = read_rows(rows)
+    failed = [row for row in ended if row.outcome == "failed"]
+    failures = [{"test": row.id, "message": row.reason or "failed"} for row in failed[:_LISTED]]
+    # 0: all passed; 1: some failed; 5: nothing was left to run. Anything else is a run that did not end by itself.
+    broken = code not in (None, 0, 1, 5) or (code == 1 and not failed) or (code == 5 and not done)
+    if broken:
+        failures.append({"test": "pytest", "message": f"it ended with {code}: {said}"})
+    return {
+        "expression": expression,
+        "passed": len([row for row in ended if row.outcome in ("ran", "measured")]),
+        "failed": len(failed),
+        "skipped": len([row for row in ended if row.outcome == "skipped"]),
+        "errors": int(broken),
+        "failures": failures,
+        "seconds": round((before or {}).get("seconds", 0.0) + time.time() - begin, 1),
+        "complete": code is not None and not broken,
+    }
 
 
-def read_report(report: Path) -> dict[str, Any]:
-    """Counts and failures from pytest's JUnit report; a test that fails and whose teardown fails is named twice."""
-    found = _nothing()
-    for case in ElementTree.parse(report).getroot().iter("testcase"):
-        wrong = [child for child in case if child.tag in ("failure", "error")]
-        found["failed"] += any(child.tag == "failure" for child in wrong)
-        found["errors"] += any(child.tag == "error" for child in wrong)
-        found["skipped"] += case.find("skipped") is not None
-        found["passed"] += not wrong and case.find("skipped") is None
-        for child in wrong:
-            if len(found["failures"]) < _LISTED:
-                found["failures"].append({"test": _name(case), "message": _message(child.get("message") or "")})
-    return found
-
-
-def _nothing() -> dict[str, Any]:
-    return {"passed": 0, "failed": 0, "skipped": 0, "errors": 0, "failures": []}
-
-
-def _name(case: ElementTree.Element) -> str:
-    """The test's name as pytest takes it."""
-    module = (case.get("classname") or "").replace(".", "/")
-    return f"{module}.py::{case.get('name')}" if module else str(case.get("name"))
-
-
-def _message(text: str) -> str:
-    """On one line, without folders and addresses."""
-    text = re.sub(r"(?:/[^\s/:'\"]+)+/", "", text)
-    text = re.sub(r"0x[0-9a-f]{7,}", "…", " ".join(text.split()))
-    return text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}…"
+def _take_back(rows: Path) -> None:
+    """Tests that ran when time was up did not fail."""
+    last = {row.id: row for row in read_lines(rows)}
+    for row in last.values():
+        if row.outcome == "started":
+            append(rows, Row(row.id, "stopped", finished=time.time()))
 
 
 def _workers() -> list[str]:
@@ -115,6 +141,25 @@ def _workers() -> list[str]:
     whole file pytest-xdist would begin the test again and again that ends its worker."""
     cores = os.cpu_count() or 1
     return ["-n", str(max(1, min(cores - 1, 6))), "--dist", "load"]
+
+
+def _run(command: Sequence[str], log: Path, deadline: float) -> tuple[int | None, str]:
+    """Exit code, None if it was ended at the deadline, and the last line that a command printed."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            list(command),
+            cwd=ROOT,
+            env={**outside_pytest(), "PYTHONPATH": paths},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        in_time = _waited(process, deadline)
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return process.returncode if in_time else None, one_line(lines[-1]) if lines else "it said nothing"
 
 
 def _waited(process: subprocess.Popen[bytes], deadline: float) -> bool:
@@ -130,4 +175,5 @@ def _waited(process: subprocess.Popen[bytes], deadline: float) -> bool:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE)

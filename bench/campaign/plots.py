@@ -210,7 +210,10 @@ def _number(axes: Axes, tops: Sequence[tuple[float, float, str]], *, width: floa
 
 
 def draw_speed(rows: Sequence[Row], path: Path, *, where: str) -> None:
-    """How many times as long as this project's each peer takes, a group of bars a subject; nothing where no time is."""
+    """How many times as long as this project's fastest row, which is named, each peer takes, a group of bars a subject.
+
+    Nothing stands where no time is.
+    """
     kinds = {
         "plain torch, eager": (COLOURS[PLAIN], ""),
         "plain torch, compiled": ("#F0E442", "//"),
@@ -218,23 +221,23 @@ def draw_speed(rows: Sequence[Row], path: Path, *, where: str) -> None:
         "MONAI, fastest of the others": ("#CC79A7", "\\\\"),
         "others": (COLOURS[OTHERS], ".."),
     }
-    groups: list[tuple[Case, list[tuple[str, float]]]] = []
+    groups: list[tuple[str, list[tuple[str, float]]]] = []
     for case, group in table.headlines(rows).items():
-        own = cases.our_row(group)
+        own = cases.fastest(group, OURS)
         ours = None if own is None else cases.median(own)
         bars = []
         for kind in kinds:
             times = [time for row in group if _kind(row) == kind and (time := cases.median(row)) is not None]
             if ours and times:
                 bars.append((kind, min(times) / ours))
-        if bars:
-            groups.append((case, bars))
+        if own is not None and bars:
+            groups.append((f"{_short(case)}\n{cases.implementation(own)}", bars))
     count = sum(len(bars) + 1 for _, bars in groups)
     figure = _figure(12, max(3.5, 1.6 + 0.2 * count))
     axes = figure.subplots()
     y, ticks = 0.0, []
-    for case, bars in groups:
-        ticks.append((y + (len(bars) - 1) / 2, _short(case)))
+    for name, bars in groups:
+        ticks.append((y + (len(bars) - 1) / 2, name))
         for kind, factor in bars:
             colour, hatch = kinds[kind]
             axes.barh(y, factor - 1, left=1, color=colour, hatch=hatch, edgecolor="#333333", linewidth=0.5, height=0.9)
@@ -255,7 +258,7 @@ def draw_speed(rows: Sequence[Row], path: Path, *, where: str) -> None:
     factors = [factor for _, bars in groups for _, factor in bars] or [1.0]
     axes.set(xscale="log", xlim=(min(0.5, min(factors)) / 1.3, max(2.0, max(factors)) * 1.3))
     _read_plainly(axes.xaxis)
-    axes.set_xlabel("time of the peer over this project's: right of 1 this project is faster, left of 1 slower")
+    axes.set_xlabel("time of the peer over this project's fastest: right of 1 this project is faster, left of 1 slower")
     axes.grid(axis="x", alpha=0.25)
     axes.set_axisbelow(True)
     shown = [kind for kind in kinds if any(kind == name for _, bars in groups for name, _ in bars)]
@@ -337,8 +340,9 @@ def draw_memory(
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("peak memory, GiB (2³⁰ bytes)")
     _read_plainly(panels[0].yaxis)
-    panels[len(panels) // 2].set_xlabel("patch, voxels")
     fitted = any(cases.measured(row, "peak_bytes") is not None for row in swept)
+    workspaces = "\npoints include workspaces, which a smaller card would not grant" if fitted and cards else ""
+    panels[len(panels) // 2].set_xlabel(f"patch, voxels{workspaces}")
     handles = [
         Line2D([], [], color=colour, linestyle=style if counts else "", marker=marker if fitted else "", label=name)
         for name in names

@@ -41,7 +41,7 @@ class Campaign:
         date: of the last change.
         seconds: that it took, all sessions together.
         ceilings: of `bench.campaign.ceilings`.
-        checks: "tests", "sanitizer" and "cold_start", each None until it ran.
+        checks: "tour", "tests", "cold_start" and "sanitizer", each None until it ran.
         rows: that have ended.
         not_reached: ids of the others.
     """
@@ -54,7 +54,7 @@ class Campaign:
     seconds: float = 0.0
     ceilings: dict[str, Any] | None = None
     checks: dict[str, dict[str, Any] | None] = field(
-        default_factory=lambda: {"tests": None, "sanitizer": None, "cold_start": None}
+        default_factory=lambda: {"tour": None, "tests": None, "cold_start": None, "sanitizer": None}
     )
     rows: list[Row] = field(default_factory=list)
     not_reached: list[str] = field(default_factory=list)
@@ -129,6 +129,11 @@ def _version(package: str) -> str | None:
         return None
 
 
+def another_peer(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a package that figures were measured with has another version now; one that was missing had none."""
+    return any(version is not None and now.get(name) != version for name, version in before.items())
+
+
 def another_machine(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """In what the machine of a record is another, or None."""
     for key in IDENTITY_GPU if "gpu" in before or "gpu" in now else IDENTITY_CPU:
@@ -138,7 +143,7 @@ def another_machine(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | 
 
 
 def begin(out: Path, *, scale: str, machine: dict[str, Any], commit: dict[str, Any], fresh: bool) -> Campaign:
-    """The campaign of a folder: what is there of the same machine, scale and code, and otherwise a new one.
+    """The campaign of a folder: what is there of the same machine, scale, code and peers, and otherwise a new one.
 
     Args:
         out: the folder.
@@ -164,13 +169,14 @@ def begin(out: Path, *, scale: str, machine: dict[str, Any], commit: dict[str, A
                 f"--out {out}: holds a campaign of another machine or scale ({other}); choose another folder, or "
                 "forget that campaign with --fresh."
             )
-        if earlier.commit.get("sources") == commit["sources"]:
+        if earlier.commit.get("sources") == commit["sources"] and not another_peer(earlier.versions, versions()):
             earlier.machine, earlier.commit, earlier.versions = machine, commit, versions()
             return earlier
     if rows.exists():
         aside = out / "rows-before.jsonl"
         rows.replace(aside)
         print(
-            f"{out}: what is there was measured with other code, and is measured again; its rows are in {aside.name}."
+            f"{out}: what is there was measured with other code or peers, and is measured again; its rows are in "
+            f"{aside.name}."
         )
     return Campaign(scale, machine, commit, versions())

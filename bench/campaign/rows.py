@@ -23,9 +23,17 @@ from decovae.errors import InputError, RunError
 ROOT = Path(__file__).resolve().parents[2]
 
 Outcome = Literal["collected", "started", "measured", "counted", "ran", "skipped", "failed", "stopped"]
-"""Of a line. A row that "ran" was not timed, one that was "stopped" is to be run again; see `read_rows`."""
+"""Of a line. A row that "ran" was not timed; one that was "stopped" is to be run again, by its reason with `TIME` for
+time, else by a signal; see `read_rows`."""
+
+TIME = "time was up"
 
 DIED = "the process died"
+
+STOPS = 2
+"""How often a row may be stopped for time before it counts as failed."""
+
+COLLECT_SECONDS = 300.0
 
 LONGEST_REASON = 300
 """Characters of a reason."""
@@ -43,7 +51,7 @@ class Row:
         seconds: that all of it took, with compiling and counting.
         stats: of a call, in seconds: "median", "iqr", "min", "max", and the number of "rounds".
         extra_info: what the row states of itself, and counted beside the timing.
-        gpu: `decovae.machine.reading` right after it.
+        gpu: `decovae.machine.reading` right behind its timed calls.
     """
 
     id: str
@@ -115,19 +123,41 @@ def _parsed(path: Path, number: int, line: str) -> Row:
 def read_rows(path: Path) -> list[Row]:
     """The last word on each row, in the order in which they first began.
 
-    A row that started and did not end has failed; one that was stopped, by a signal or for time, is left out.
+    A row that started and did not end has failed, and so has one that was stopped for time for the second time; one
+    that was stopped once, or by a signal, is left out.
 
     Raises:
         InputError: the file cannot be read, or a line in it is damaged.
     """
+    last, stops = _last_words(path)
+    found = []
+    for row in last.values():
+        if row.outcome == "started":
+            found.append(Row(row.id, "failed", DIED, row.finished))
+        elif len(stops.get(row.id, ())) >= STOPS:
+            longest = max(stop.seconds for stop in stops[row.id])
+            found.append(failed(row.id, f"did not end within {longest:.0f} s; stopped twice", row.finished))
+        elif row.outcome not in ("stopped", "collected"):
+            found.append(row)
+    return found
+
+
+def read_stopped(path: Path) -> set[str]:
+    """Rows that were stopped for time when they last ran; errors as for `read_rows`."""
+    return set(_last_words(path)[1])
+
+
+def _last_words(path: Path) -> tuple[dict[str, Row], dict[str, list[Row]]]:
+    """The last line on each row, and how often each was stopped for time since it last ended otherwise."""
     last: dict[str, Row] = {}
+    stops: dict[str, list[Row]] = {}
     for row in read_lines(path):
         last[row.id] = row
-    return [
-        Row(row.id, "failed", DIED, row.finished) if row.outcome == "started" else row
-        for row in last.values()
-        if row.outcome not in ("stopped", "collected")
-    ]
+        if row.outcome == "stopped" and row.reason == TIME:
+            stops.setdefault(row.id, []).append(row)
+        elif row.outcome not in ("started", "stopped"):
+            stops.pop(row.id, None)
+    return last, stops
 
 
 def one_line(text: str) -> str:
@@ -141,12 +171,17 @@ def environment(scale: str, *, count: bool = False) -> dict[str, str]:
     """What a process that runs rows of a scale finds in its environment: this project first, wherever it runs."""
     inherited = [str(Path(entry).resolve()) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     return {
-        **os.environ,
+        **outside_pytest(),
         "PYTHONPATH": os.pathsep.join([str(ROOT), *inherited]),
         "DECOVAE_BENCH_SCALE": scale,
         "DECOVAE_BENCH_COUNT": "1" if count else "0",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # others could reorder rows, and take time to load
     }
+
+
+def outside_pytest() -> dict[str, str]:
+    """The environment as if this process were no worker of pytest-xdist, in which nothing is timed."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
 
 
 def pytest_command(suites: list[str], rows_out: Path, *options: str) -> list[str]:
@@ -165,9 +200,10 @@ def collect_rows(scale: str, *, root: Path = ROOT, suites: str = "bench") -> lis
         suites: folder below it.
 
     Raises:
-        RunError: nothing could be collected.
+        RunError: nothing could be collected, or it takes longer than `COLLECT_SECONDS`.
     """
-    return [row.id for row in _rows_of_a_process(scale, root, suites, "--collect-only", count=False)]
+    rows = _rows_of_a_process(scale, root, suites, "--collect-only", count=False, seconds=COLLECT_SECONDS)
+    return [row.id for row in rows]
 
 
 def count_rows(scale: str, *, root: Path = ROOT, suites: str = "bench") -> list[Row]:
@@ -175,17 +211,23 @@ def count_rows(scale: str, *, root: Path = ROOT, suites: str = "bench") -> list[
     return _rows_of_a_process(scale, root, suites, count=True)
 
 
-def _rows_of_a_process(scale: str, root: Path, suites: str, *options: str, count: bool) -> list[Row]:
+def _rows_of_a_process(
+    scale: str, root: Path, suites: str, *options: str, count: bool, seconds: float | None = None
+) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
-        process = subprocess.run(
-            pytest_command([suites], path, "--continue-on-collection-errors", *options),
-            cwd=root,
-            env=environment(scale, count=count),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
+        try:
+            process = subprocess.run(
+                pytest_command([suites], path, "--continue-on-collection-errors", *options),
+                cwd=root,
+                env=environment(scale, count=count),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=seconds,
+            )
+        except subprocess.TimeoutExpired:
+            raise RunError(f"{suites}: collecting its rows took longer than {seconds:g} s; try again.") from None
         found = [row for row in read_lines(path) if row.outcome != "started"]
     said = (process.stdout + process.stderr).strip().splitlines()
     if not found:
@@ -196,6 +238,6 @@ def _rows_of_a_process(scale: str, root: Path, suites: str, *options: str, count
     return found
 
 
-def failed(row: str, reason: str) -> Row:
-    """A row that somebody else says has failed."""
-    return Row(row, "failed", one_line(reason), time.time())
+def failed(row: str, reason: str, finished: float | None = None) -> Row:
+    """A row that somebody else says has failed, by default now."""
+    return Row(row, "failed", one_line(reason), time.time() if finished is None else finished)

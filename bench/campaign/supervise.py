@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from bench.campaign.rows import ROOT, Row, append, environment, failed, one_line, pytest_command, trim
+from bench.campaign.rows import ROOT, TIME, Row, append, environment, failed, one_line, pytest_command, trim
 from bench.rows_plugin import CUDA_IS_LOST
 from decovae.errors import InputError
 
@@ -30,6 +30,10 @@ OVERTIME = 60.0
 
 FAREWELL = 5.0
 """Seconds between asking a process to end and ending it."""
+
+
+KILLED = 30.0
+"""Seconds that a killed process has to be gone; one that waits in a driver may never be, and is left behind."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -123,7 +127,10 @@ def _descendants(pid: int) -> list[int]:
 
 
 def end(process: subprocess.Popen[bytes], *, politely: bool = True) -> None:
-    """End a process of its own session and all that it started, those with sessions of their own too."""
+    """End a process of its own session and all that it started, those with sessions of their own too.
+
+    One that cannot be ended is waited for no longer than `KILLED`.
+    """
     if process.poll() is not None:
         _signal_group(process.pid, signal.SIGKILL)
         return
@@ -136,7 +143,8 @@ def end(process: subprocess.Popen[bytes], *, politely: bool = True) -> None:
     for pid in others:
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(KILLED)
 
 
 def _signal_group(group: int, number: int) -> None:
@@ -280,9 +288,9 @@ class Supervisor:
                 raise
             end(worker.process)
         self._read(worker)
-        code = worker.process.returncode
-        if complaint is None and (worker.row is not None or code not in (0, CUDA_IS_LOST)):
-            complaint = _death(code)
+        code: int | None = worker.process.returncode
+        if complaint is None and (worker.row is not None or code not in (None, 0, CUDA_IS_LOST)):
+            complaint = "the process could not be ended" if code is None else _death(code)
         if worker.row is not None and complaint is not None:
             self._end(failed(worker.row, complaint), worker.ended)
         return worker.ended, f"{complaint or 'the process ended'}, {_last_line(log, log_start)}"
@@ -300,7 +308,7 @@ class Supervisor:
             if time.time() > self.deadline + OVERTIME:
                 end(worker.process)
                 self._read(worker)
-                self._stop_row(worker)
+                self._stop_row(worker, TIME)
                 return None
             time.sleep(POLL)
         return None
@@ -326,11 +334,12 @@ class Supervisor:
         ended.append(row)
         self.report(row)
 
-    def _stop_row(self, worker: Worker) -> None:
-        """Take the row that ran back: it is not its fault that it did not end."""
+    def _stop_row(self, worker: Worker, reason: str | None = None) -> None:
+        """Take the row that ran back: it is not, or not yet, its fault that it did not end."""
         if worker.row is not None:
             trim(self.rows)
-            append(self.rows, Row(worker.row, "stopped", finished=time.time()))
+            seconds = round(time.monotonic() - worker.since, 1)
+            append(self.rows, Row(worker.row, "stopped", reason, finished=time.time(), seconds=seconds))
             worker.row = None
 
 

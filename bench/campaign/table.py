@@ -32,12 +32,18 @@ ALONE = ("losses", "norm + act", "blocks")
 
 LEGEND = """\
 *Median* of whole calls, from Python until the device is done, with their interquartile range as *spread*; *of ours* is
-the median over that of this project's first row. *Floor* is the least that has to be moved or multiplied, whichever
-takes longer at the bandwidth of a copy and the rate of a large matrix product in the same run; bench/floors.py counts
-it. *Share* is that time over the median. *Extra memory* is the highest level of torch's allocations beyond what goes
-in, what comes out and the parameters; *peak memory* has all of these in it, and in a step the optimizer's moments.
-*Saved* is what autograd keeps for backward, parameters and their casts left out. The last two columns are predictions,
-not measurements: the floor at the published figures of a card, which nothing reaches. 1 GB is 10⁹ bytes."""
+the median over that of this project's fastest row. Times with a † were taken near the card's limit: torch gave cached
+memory back between the calls and asked for it again, and that is in them. *Floor* is the least that has to be moved or
+multiplied, whichever takes longer at the bandwidth of a copy and the rate of a large matrix product in the same run;
+bench/floors.py counts it. *Share* is that time over the median. The copy is of the row's own size, launch and wait
+included, so the share of a tiny row compares launches; there is none where that copy reaches less than half of the
+machine's bandwidth. A loss without its gradient only reads, which may pass the rate of a copy, and 100 %. *Extra
+memory* is the highest level of torch's allocations beyond what goes in, what comes out and the parameters; *peak
+memory* has all of these in it, and in a step the optimizer's moments. Where calls replay CUDA graphs, which allocate
+nothing, both are of what torch's allocator reserved for the row, the graphs' pools in it. Peaks that were measured on a
+large card include workspaces that a small card would not grant: convolutions choose slower ways there. *Saved* is what
+autograd keeps for backward, parameters and their casts left out. The last two columns are predictions, not
+measurements: the floor at the published figures of a card, which nothing reaches. 1 GB is 10⁹ bytes."""
 
 
 def write(out: Path, campaign: Campaign) -> None:
@@ -129,6 +135,8 @@ def origin(campaign: Campaign) -> str:
 def complete(campaign: Campaign) -> list[Row]:
     """All rows of a campaign, those that were not reached included; what did not say its case is looked up.
 
+    Each says beside its own facts what a copy reached on the machine.
+
     Cases of the paper's sizes are known from the predictions. At other scales a row that never began stays without.
     """
     known: dict[str, Any] = {}
@@ -140,6 +148,9 @@ def complete(campaign: Campaign) -> list[Row]:
         for row in campaign.rows
     ]
     there = {row.id for row in rows}
+    copying = (campaign.ceilings or {}).get("copy_bytes_per_second")
+    if copying:
+        rows = [replace(row, extra_info=row.extra_info and {**row.extra_info, cases.CEILING: copying}) for row in rows]
     rows += [
         Row(row_id, "counted", None, 0.0, 0.0, None, known.get(row_id), None)
         for row_id in campaign.not_reached
@@ -199,6 +210,7 @@ def check_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     name = f"tests (`pytest -m '{tests['expression']}'`)" if "expression" in tests else "tests on the device"
     cold = found.get("cold_start")
     return [
+        ("kernels against float64 (`bench.tour`)", _tests(found.get("tour") or {})),
         (name, _tests(tests)),
         ("compute-sanitizer", _sanitizer(found.get("sanitizer"))),
         ("cold start", "measured" if cold and cold.get("starts") else "not measured"),
@@ -208,6 +220,8 @@ def check_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _tests(found: Mapping[str, Any]) -> str:
     if not found:
         return "not run"
+    if not found.get("available", True):
+        return f"not run: {found.get('reason')}"
     counts = [(found.get(key) or 0, key) for key in ("passed", "failed", "errors", "skipped")]
     told = ", ".join(f"{count} {key}" for count, key in counts if count or key == "passed")
     return told if found.get("complete", True) else f"{told}; stopped before the last"
@@ -254,27 +268,46 @@ def verdict_cells(verdict: Verdict) -> list[str]:
     """A target's name, bound, figure and verdict."""
     predicted = f"predicted {verdict.predicted}" if verdict.predicted else DASH
     outcome = f"**{verdict.outcome}**" if verdict.outcome == "missed" else verdict.outcome
+    if verdict.would == "missed":
+        outcome = f"{outcome}, **predicted to miss**"
     return [verdict.target.name, verdict.target.bound_text, verdict.figure or predicted, outcome]
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """One line a subject and shape: ours, the fastest of plain torch and of MONAI, share of the floor, memory."""
+    """One line a subject and shape: the fastest of ours, of plain torch and of MONAI, and our default's memory."""
     header = ["", "ours", "plain torch", "MONAI", "share of the floor", "memory"]
     lines = [header, ["---", *["---:"] * (len(header) - 1)]]
     for case, group in headlines(rows).items():
-        ours = cases.our_row(group)
+        ours, default = cases.fastest(group, cases.OURS), cases.default(group)
         time = None if ours is None else cases.median(ours)
         share = None if ours is None else cases.share_of_floor(ours)
         lines.append(
             [
                 f"{case.subject}, {units.shape(case.shape)}, {case.title}",
-                DASH if time is None else units.seconds(time),
+                DASH if ours is None else f"{_time(ours)}{_which(ours, group)}",
                 *(_against(group, family, time) for family in (PLAIN, MONAI)),
                 DASH if share is None else units.percent(share),
-                DASH if ours is None else _memory(ours),
+                DASH if default is None else f"{_memory(default)}{_which(default, group)}",
             ]
         )
     return grid(lines)
+
+
+def _which(row: Row, group: Sequence[Row]) -> str:
+    """Which of this project's rows it is, where there are several, and what became of the default if it has no time."""
+    names = [name for one in group if cases.family(name := cases.implementation(one)) == cases.OURS]
+    default = cases.default(group)
+    lost = default is not None and default is not row and cases.median(default) is None
+    told = [cases.implementation(row)] if len(names) > 1 else []
+    told += [f"{cases.implementation(default)} {why(default)}"] if default is not None and lost else []
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def _time(row: Row) -> str:
+    """A row's median, marked where the allocator's retries are in it."""
+    time = cases.median(row)
+    mark = " †" if cases.measured(row, "allocator_retries") else ""
+    return DASH if time is None else f"{units.seconds(time)}{mark}"
 
 
 def headlines(rows: Sequence[Row]) -> dict[Case, list[Row]]:
@@ -300,10 +333,10 @@ def headlines(rows: Sequence[Row]) -> dict[Case, list[Row]]:
 def _against(rows: Sequence[Row], family: str, ours: float | None) -> str:
     peer = cases.fastest(rows, family)
     time = None if peer is None else cases.median(peer)
-    if time is None:
+    if peer is None or time is None:
         there = [row for row in rows if cases.family(cases.implementation(row)) == family]
         return "does not fit" if there and all(why(row) == "does not fit" for row in there) else DASH
-    return units.seconds(time) if ours is None else f"{units.seconds(time)}, {units.times(time / ours)}"
+    return _time(peer) if ours is None else f"{_time(peer)}, {units.times(time / ours)}"
 
 
 def subject_tables(rows: Sequence[Row]) -> list[str]:
@@ -338,7 +371,7 @@ def subject_table(groups: Mapping[Case, Sequence[Row]], *, predictions: bool = T
     names = [f"{card.name}, predicted" for card in predict.CARDS] if predictions else []
     lines = [[*header, *names], ["---"] * 2 + ["---:"] * (len(header) - 2 + len(names))]
     for case, rows in groups.items():
-        ours = cases.our_row(rows)
+        ours = cases.fastest(rows, cases.OURS)
         for index, row in enumerate(rows):
             lines.append(
                 [
@@ -358,7 +391,7 @@ def _figures(row: Row, ours: float | None) -> list[str]:
         missing = DASH if reason == "not measured" else f"{DASH} {reason}"
         return [missing, DASH, DASH, _floor(row), DASH, DASH, DASH]
     return [
-        units.seconds(time),
+        _time(row),
         f"{row.stats['iqr'] / time:.0%}",
         DASH if not ours else units.times(time / ours),
         _floor(row),

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.tune.work import Work, works
+from bench.tune.catalogue import works
+from bench.tune.work import Work
 from decovae_kernels.configurations import (
     DEFAULT,
     KERNELS,

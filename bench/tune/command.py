@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 
 from bench.measure import copy_bandwidth
+from bench.settings import training_settings
 from bench.tune import cost, measure, record, stopwatch
 from bench.tune.candidates import classes
-from bench.tune.work import ORDER
+from bench.tune.catalogue import ORDER
 from decovae import machine
 from decovae.errors import InputError, RunError
 from decovae_kernels import configurations
@@ -51,7 +52,8 @@ def run(options: argparse.Namespace) -> int:
     if tiny:
         failed = _check(found, wanted, deadline, options.out)
     else:
-        _tune(found, wanted, deadline, options.out, device)
+        with training_settings(device):
+            _tune(found, wanted, deadline, options.out, device)
     if options.write:
         for path in record.write_data(found):
             print(f"wrote {path}")
@@ -117,9 +119,12 @@ def _told(entry: dict[str, object]) -> str:
     assert isinstance(candidates, list)
     alive = [candidate for candidate in candidates if candidate["discarded"] is None]
     chosen = next(candidate for candidate in alive if candidate["use"] == entry["chosen"])
+    first = candidates[0]
     kept = f"{len(alive)} of {len(candidates)} candidates timed"
     if not entry["changed"]:
         return f"{kept}, none faster than today's"
+    if first["discarded"] is not None:
+        return f"{kept}, the fastest is {entry['chosen']}; today's is none ({first['discarded']})"
     return f"{kept}, {entry['chosen']} saves {chosen['verdict']['gain']:.0%} of {entry['present']}"
 
 

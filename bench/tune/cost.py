@@ -70,7 +70,7 @@ class Choice(NamedTuple):
 def measure(
     name: str, sizes: Sequence[int], out_channels: int, dtype: torch.dtype, device: torch.device, clock: Clock
 ) -> Measured:
-    """Time one layer on `device`."""
+    """Time one layer on `device`, in the settings of the process; those of training are `bench.settings`'."""
     volumes, in_channels, *spatial = sizes
     voxels = volumes * math.prod(spatial)
     generator = torch.Generator(device).manual_seed(0)

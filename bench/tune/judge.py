@@ -51,3 +51,18 @@ def winner(present: Timings, candidates: Sequence[Timings | None]) -> int | None
     found = [(index, verdict(present, timings)) for index, timings in enumerate(candidates) if timings]
     better = [(index, v) for index, v in found if v.better]
     return max(better, key=lambda entry: (entry[1].gain, -entry[0]))[0] if better else None
+
+
+def fastest(candidates: Sequence[Timings | None]) -> int | None:
+    """Which takes least where there is none to compare with; the first among equals. Shapes count alike."""
+    found = {
+        index: {shape: statistics.median(samples) for shape, samples in timings.items()}
+        for index, timings in enumerate(candidates)
+        if timings
+    }
+
+    def relative(index: int) -> float:
+        own = found[index].items()
+        return statistics.mean(median / min(others[shape] for others in found.values()) for shape, median in own)
+
+    return min(found, key=relative, default=None)

@@ -10,6 +10,7 @@ channel: `centre` and `rstd` with x̂ = (x − centre)·rstd, and the channel's 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -436,16 +437,8 @@ def finish_gradient(
     `over` allows the first to take the place of the gradient that `begin_gradient` was given.
     """
     grad, partial = carry
+    means, weight, bias, shift = coefficients(partial, x, state, norm)
     plan = _plan(NORM_GRADIENT, x)
-    channels = plan.channels
-    means = x.new_empty((plan.volumes, 2, channels), dtype=torch.float32)
-    # Three tensors, not views of one: an operator's outputs must not share memory.
-    weight, bias, shift = (x.new_empty(channels, dtype=torch.float32) for _ in range(3))
-    launch(
-        _norm_coefficients_kernel, (norm.groups,), partial, state, norm.weight, means, weight, bias, shift,
-        plan.volumes, channels, partial.shape[1], 1.0 * plan.samples,
-        **_group_tile(NORM_COEFFICIENTS, x, channels // norm.groups),
-    )  # fmt: skip
     out = grad if over else torch.empty_like(x)
     launch(
         _norm_gradient_kernel, plan.grid, grad, x, state, norm.weight, norm.bias, means,
@@ -453,6 +446,25 @@ def finish_gradient(
         SILU=norm.silu, HAS_OTHER=other is not None, **plan.options,
     )  # fmt: skip
     return out, weight, bias, shift
+
+
+def coefficients(
+    partial: torch.Tensor, x: torch.Tensor, state: torch.Tensor, norm: Norm
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of the sums of `begin_gradient`: the groups' means of γ dz and γ dz·x̂ (N, 2, C), and the gradients of γ, β, bias.
+
+    All float32; of `x` no element is read.
+    """
+    volumes, chunks, _, channels = partial.shape
+    samples = math.prod(x.shape[2:])
+    means = x.new_empty((volumes, 2, channels), dtype=torch.float32)
+    # Three tensors, not views of one: an operator's outputs must not share memory.
+    weight, bias, shift = (x.new_empty(channels, dtype=torch.float32) for _ in range(3))
+    launch(
+        _norm_coefficients_kernel, (norm.groups,), partial, state, norm.weight, means, weight, bias, shift,
+        volumes, channels, chunks, 1.0 * samples, **_group_tile(NORM_COEFFICIENTS, x, channels // norm.groups),
+    )  # fmt: skip
+    return means, weight, bias, shift
 
 
 def _group_tile(kernel: Kernel[Merging], x: torch.Tensor, group: int) -> dict[str, int]:

@@ -41,7 +41,7 @@ def test_residual_blocks() -> None:
 
 
 def test_upsampling_convolutions() -> None:
-    modules = [block_baselines.upsampling(name, 4) for name in ("factorised", "direct", "monai", "plain")]
+    modules = [block_baselines.upsampling(name, 4) for name in ("auto", "factorised", "direct", "monai", "plain")]
     agree(modules, torch.randn(2, 4, 3, 4, 5))
 
 
@@ -69,6 +69,28 @@ def test_steps_have_the_same_loss(name: str) -> None:
     torch.testing.assert_close(loss, plain(image), rtol=1e-4, atol=1e-5)
     gradients = torch.autograd.grad(loss, list(step.parameters()))
     assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_norms_in_float16_are_a_matter_of_rounding() -> None:
+    """Under autocast to float16, which is all that they run under."""
+    modules = [block_baselines.training_step(f"monai-{name}", CONFIG) for name in ("float16-eager", "eager")]
+    modules[1].network.quant_conv_log_sigma.conv.bias.data.fill_(-40)  # no noise: each draws its own
+    modules[0].load_state_dict(modules[1].state_dict())
+    image, written = torch.rand(2, 1, 4, 4, 4), []
+    norm = modules[0].network.encoder.blocks[-2]
+    norm.register_forward_hook(lambda module, inputs, output: written.append(output.dtype))
+    with torch.autocast("cpu", torch.float16):
+        losses = [module(image) for module in modules]
+    assert written == [torch.float16]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-2, atol=1e-3)
+    for gradient in torch.autograd.grad(losses[0], list(modules[0].parameters())):
+        assert gradient.isfinite().all()
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="autocast"):
+        modules[0](image)
+    latent = torch.randn(1, 4, 2, 3, 2)
+    with torch.no_grad(), torch.autocast("cpu", torch.float16):
+        images = [block_baselines.decoding(name, CONFIG).eval()(latent) for name in ("monai-float16-eager", "ours")]
+    assert images[0].shape == images[1].shape
 
 
 def test_a_budget_reaches_the_compiler_and_no_further() -> None:

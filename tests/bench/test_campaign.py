@@ -6,6 +6,7 @@ import argparse
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,10 +19,10 @@ from typing import Any
 import pytest
 
 from bench.campaign import plan, record, supervise
-from bench.campaign.__main__ import Run, Suites, default_out, main, parse, result, run
+from bench.campaign.__main__ import Check, Run, Suites, default_out, main, parse, result, run
 from bench.campaign.plan import CHAPTERS, Chapter
 from bench.campaign.record import Campaign
-from bench.campaign.rows import Row, append, collect_rows, environment, read_lines, read_rows
+from bench.campaign.rows import TIME, Row, append, collect_rows, environment, read_lines, read_rows
 from bench.campaign.supervise import Supervisor
 from decovae.errors import InputError
 
@@ -143,6 +144,15 @@ def test_time_is_kept(out: Path, root: Path, lock: int, monkeypatch: pytest.Monk
     assert read_lines(out / "rows.jsonl")[-1].outcome == "stopped"
 
 
+def test_a_process_that_cannot_be_ended_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervise, "KILLED", 0.1)
+    monkeypatch.setattr(supervise, "_signal_group", lambda group, number: None)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        supervise.end(process, politely=False)
+        assert process.returncode is None
+        process.kill()
+
+
 def test_a_suite_that_cannot_be_loaded_fails_its_rows_once(out: Path, root: Path, lock: int) -> None:
     (root / "rows" / "test_some.py").write_text("import nothing_of_this_name\n")
     work, told = supervisor(out, root, lock)
@@ -180,7 +190,7 @@ def test_a_campaign_goes_on_where_it_ended(
     begun = record.begin(out, scale="tiny", machine=MACHINE, commit=COMMIT, fresh=False)
     begun.save(out / record.FILE)
     for row in ids("hang", "lost", "exit"):
-        append(out / record.ROWS, Row(row, "skipped", "not today"))
+        append(out / record.ROWS, Row(row, "skipped", "does not fit: 1 GB"))
     append(out / record.ROWS, Row(ids("killed")[0], "started"))
     with (out / record.ROWS).open("a") as file:
         file.write('{"row": "rows/te')
@@ -212,46 +222,118 @@ def test_a_campaign_goes_on_where_it_ended(
     assert quick.count("ceilings") == 1
 
 
+def test_what_time_stopped_comes_last_and_what_was_missing_is_tried_again(
+    out: Path, root: Path, quick: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = root / "rows" / "test_some.py"
+    suite.write_text("def test_first(benchmark): pass\ndef test_missing(): pass\ndef test_large(): pass\n")
+    suite.write_text(suite.read_text() + "def test_slow(): pass\ndef test_last(): pass\n")
+    suites = Suites(root, "rows", (Chapter("rest", "the rest", ("",), 30),), {})
+    record.begin(out, scale="tiny", machine=MACHINE, commit=COMMIT, fresh=False).save(out / record.FILE)
+    for name, outcome, reason in (
+        ("first", "failed", "ValueError"),
+        ("missing", "skipped", "needs a package"),
+        ("large", "skipped", "does not fit: 1 GB"),
+        ("slow", "stopped", TIME),
+    ):
+        append(out / record.ROWS, Row(ids(name)[0], outcome, reason))  # type: ignore[arg-type]
+    assert run(options(out), suites=suites, machine=MACHINE) == 0
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    assert [line.partition("test_")[2].partition(":")[0] for line in printed] == ["last", "slow", "first", "missing"]
+    assert printed[-1].startswith("[5/5]")
+
+
+class Checked:
+    """Checks that only note how long they would have, and say what they are told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.given: dict[str, float] = {}
+        self.before: dict[str, Any] = {}
+        self.rows: list[tuple[list[str], float]] = []
+        self.says: dict[str, dict[str, Any]] = {}
+        self.obstacle: str | None = None
+        self.checks = {name: self._check(name) for name in ("tour", "tests", "cold_start", "sanitizer")}
+        monkeypatch.setattr(Run, "_rows", self._rows)
+
+    def _check(self, name: str) -> Check:
+        def run_it(folder: Path, deadline: float, before: dict[str, Any] | None) -> dict[str, Any]:
+            self.given[name] = deadline - time.time()
+            self.before[name] = before
+            if name not in self.says:
+                raise OSError("no such tool")
+            return self.says[name]
+
+        return Check(run_it, lambda: self.obstacle if name == "sanitizer" else None)
+
+    def _rows(self, chapters: list[Chapter], deadline: float, passes: int = 3) -> None:
+        number = sum(name.startswith("rows") for name in self.given)
+        self.given[f"rows {number}"] = deadline - time.time()
+        self.rows.append(([chapter.name for chapter in chapters], deadline - time.time()))
+
+
 def test_checks_keep_to_their_time_and_do_not_stop_the_rows(
     out: Path, root: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given: dict[str, float] = {}
-
-    def check(name: str, found: dict[str, Any]) -> Callable[[Path, float], dict[str, Any]]:
-        def run_it(folder: Path, deadline: float) -> dict[str, Any]:
-            given[name] = deadline - time.time()
-            if not found:
-                raise OSError("no such tool")
-            return found
-
-        return run_it
-
-    monkeypatch.setattr(Run, "_rows", lambda run, only, deadline: given.update(rows=deadline - time.time()))
-    incomplete = {"failed": 0, "complete": False}
-    checks = {
-        "tests": check("tests", incomplete),
-        "cold_start": check("cold_start", {}),
-        "sanitizer": check("sanitizer", {"tools": {"memcheck": {"errors": 2}}}),
+    checked = Checked(monkeypatch)
+    part = {"passed": 5, "failed": 0, "complete": False}
+    checked.says = {
+        "tour": {"passed": 9, "failed": 0, "complete": True},
+        "tests": part,
+        "sanitizer": {"tools": {"memcheck": {"errors": 2}}},
     }
-    suites = Suites(root, "rows", checks=checks)
+    some = (*chapters("first"), Chapter("early", "what comes first", ("",), 30, first=True))
+    suites = Suites(root, "rows", some, checks=checked.checks)
     assert run(options(out, minutes=10.0, sanitize=True), suites=suites, machine=MACHINE) == 1
     said = capsys.readouterr().err
     assert "cold_start: no such tool" in said
     assert "sanitizer: 2 failed" in said
-    assert list(given) == ["tests", "rows", "cold_start", "sanitizer"]
-    assert given["tests"] <= 10 * 60 / 4
-    assert given["rows"] < given["cold_start"] < given["sanitizer"] <= 10 * 60
+    order = ["tour", "rows 0", "tests", "rows 1", "cold_start", "sanitizer", "rows 2"]
+    assert list(checked.given) == order
+    assert [names for names, _ in checked.rows] == [["early"], ["first", "early"], ["first", "early"]]
+    given = {name: seconds / 600 for name, seconds in checked.given.items()}
+    kept = {"tour": 0.1, "rows 0": 0.53, "tests": 0.15, "rows 1": 0.68, "cold_start": 0.8, "sanitizer": 1, "rows 2": 1}
+    assert given == pytest.approx(kept, abs=0.02)
     found = Campaign.load(out / record.FILE)
-    assert found.checks["tests"] == incomplete
+    assert found.checks["tests"] == part
     assert found.checks["cold_start"] is None
-    # Tests that had no time before come after the rows.
-    given.clear()
+
+    # What is not complete goes on from what was found, and gives way to nothing worse; errors stay errors.
+    checked.given.clear()
+    checked.says["tests"] = {"passed": 4, "failed": 0, "complete": False}
+    checked.says["cold_start"] = {"left_out": {}}
     assert run(options(out, minutes=10.0), suites=suites, machine=MACHINE) == 1
-    assert list(given) == ["rows", "cold_start", "tests"]
+    assert list(checked.given) == ["rows 0", "tests", "rows 1", "cold_start", "rows 2"]
+    assert checked.before["tests"] == part
+    assert Campaign.load(out / record.FILE).checks["tests"] == part
+
+    # Nothing is kept for what is complete. What failed before is made again when the rows have had their time.
+    checked.given.clear()
+    checked.says["tests"] = {"passed": 5, "failed": 1, "complete": True}
+    run(options(out, minutes=10.0), suites=suites, machine=MACHINE)
+    checked.given.clear()
+    run(options(out, minutes=10.0), suites=suites, machine=MACHINE)
+    assert list(checked.given) == ["rows 0", "rows 1", "rows 2", "tests"]
+    assert checked.given["rows 0"] == pytest.approx(600, abs=12)
+
     # With --only nothing is checked.
-    given.clear()
-    assert run(options(out, only=["losses"]), suites=suites, machine=MACHINE) == 0
-    assert list(given) == ["rows"]
+    checked.given.clear()
+    run(options(out, only=["first"]), suites=suites, machine=MACHINE)
+    assert [names for names, _ in checked.rows[-3:]] == [[], ["first"], ["first"]]
+    assert list(checked.given) == ["rows 0", "rows 1", "rows 2"]
+
+
+def test_nothing_is_kept_for_a_sanitizer_that_is_not_there(
+    out: Path, root: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = Checked(monkeypatch)
+    checked.obstacle = "no compute-sanitizer"
+    whole = {"failed": 0, "complete": True}
+    absent = {"available": False, "reason": checked.obstacle}
+    checked.says = {"tour": whole, "tests": whole, "cold_start": {"left_out": {}}, "sanitizer": absent}
+    suites = Suites(root, "rows", checks=checked.checks)
+    assert run(options(out, minutes=10.0, sanitize=True), suites=suites, machine=MACHINE) == 0
+    assert checked.given["cold_start"] == pytest.approx(600, abs=12)
+    assert Campaign.load(out / record.FILE).checks["sanitizer"] == absent
 
 
 def test_a_campaign_of_other_code_is_measured_again(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,6 +344,21 @@ def test_a_campaign_of_other_code_is_measured_again(out: Path, capsys: pytest.Ca
     assert read_rows(out / record.ROWS) == []
     assert names(read_rows(out / "rows-before.jsonl")) == [""]
     assert "other code" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "kept"), [("1.5", "1.5", True), (None, "1.5", True), ("1.5", "1.6", False), ("1.5", None, False)]
+)
+def test_another_version_of_a_peer_is_other_code(
+    out: Path, before: str | None, now: str | None, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "versions", lambda: {"monai": before})
+    record.begin(out, scale="tiny", machine=MACHINE, commit=COMMIT, fresh=False).save(out / record.FILE)
+    append(out / record.ROWS, Row("a", "measured"))
+    monkeypatch.setattr(record, "versions", lambda: {"monai": now})
+    campaign = record.begin(out, scale="tiny", machine=MACHINE, commit=COMMIT, fresh=False)
+    assert campaign.versions == {"monai": now}
+    assert (out / record.ROWS).exists() == kept
 
 
 @pytest.mark.parametrize(
@@ -350,8 +447,22 @@ def test_every_row_has_a_chapter_and_every_chapter_rows(rows_of_a_gpu: list[str]
     found = plan.sort(rows_of_a_gpu)
     assert sorted(row for rows in found.values() for row in rows) == sorted(rows_of_a_gpu)
     assert [name for name, rows in found.items() if not rows] == []
-    early = ("autoencoder", "norm-act", "losses", "decoding", "generation", "whole-step")
+    early = ("autoencoder", "norm-act", "losses", "decoding", "generation", "whole-step", "flow")
     assert [row for name in early for row in found[name] if "compiled" in row] == []
+    assert list(found)[: len(early)] == list(early)
+
+
+def test_what_may_never_end_comes_late_and_what_decides_a_target_early(rows_of_a_gpu: list[str]) -> None:
+    found = plan.sort(rows_of_a_gpu)
+    slow = [row for row in rows_of_a_gpu if "monai" in row and "compiled" in row]
+    assert sorted(found["monai-compiled"]) == sorted(slow)
+    assert list(found)[-2:] == ["monai-compiled", "rest"]
+    several = [row for row in rows_of_a_gpu if "norm_act" in row and "bfloat16" in row and "+backward" in row]
+    assert sorted(found["norm-act"]) == sorted(row for row in several if "compiled" not in row)
+    kinds = ("test_norm_act", "paper.*VAD", "VAD", "ours", r"test_blocks\.py::test_training_step", "")
+    order = [next(n for n, kind in enumerate(kinds) if re.search(kind, row)) for row in found["compiled"]]
+    assert order == sorted(order)
+    assert set(order) == set(range(len(kinds)))
 
 
 def test_ours_is_measured_before_its_peers(rows_of_a_gpu: list[str]) -> None:

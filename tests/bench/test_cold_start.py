@@ -64,6 +64,20 @@ def test_what_fails_is_left_out_with_its_reason(tmp_path: Path, monkeypatch: pyt
     assert "not measured" in cold_start.markdown(result)
 
 
+def test_what_is_missing_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, tmp_path / "fails-on.py")
+    first = cold_start.measure(time.time() + 60, "cpu")
+    late = cold_start.measure(time.time() - 1, "cpu", first)
+    assert late["starts"] == first["starts"]
+    assert late["left_out"].keys() == first["left_out"].keys()
+    stand_in(monkeypatch, tmp_path / "vae.py")
+    second = cold_start.measure(time.time() + 60, "cpu", first)
+    assert second["left_out"] == {}
+    assert second["starts"]["eager"] == first["starts"]["eager"]
+    assert second["starts"]["compiled"].keys() == {"cold", "warm"}
+    assert cold_start.measure(time.time() - 1, "cpu", second) == second
+
+
 def test_past_the_deadline_nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, tmp_path / "vae.py")
     result = cold_start.measure(time.time() - 1, "cpu")

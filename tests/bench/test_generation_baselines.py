@@ -19,21 +19,26 @@ LATENT = (4, 4, 8, 4)
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.05)])
 def test_volumes_are_the_same(precision: Precision, tolerance: float) -> None:
     torch.manual_seed(0)
-    ours, monai = (
+    others = ["monai-eager", "monai-channels-last-eager", *(["monai-float16-eager"] if precision == "bf16" else [])]
+    ours, *peers = (
         volume(name, FLOW, AUTOENCODER, LATENT, steps=3, precision=precision, device=torch.device("cpu"))
-        for name in ("ours", "monai-eager")
+        for name in ("ours", *others)
     )
     made: Any = ours
-    theirs: Any = monai
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    theirs.flow.network.load_state_dict(made.flow.state_dict())
-    theirs.autoencoder.load_state_dict(made.autoencoder.state_dict())
     noise = torch.randn(1, *LATENT, generator=generator)
     image = ours(noise)
     assert image.shape == (1, 8, 16, 8)
     assert image.dtype == torch.float32
     assert image.numel() == voxels(LATENT, AUTOENCODER.compression)
-    assert (monai(noise) - image).norm() <= tolerance * image.norm()
+    for peer in peers:
+        theirs: Any = peer
+        theirs.flow.network.load_state_dict(made.flow.state_dict())
+        theirs.autoencoder.load_state_dict(made.autoencoder.state_dict())
+        assert (theirs(noise) - image).norm() <= tolerance * image.norm()
+    kernels = [weight for weight in theirs.flow.parameters() if weight.ndim == 5 and weight.shape[2:] == (3, 3, 3)]
+    last = "channels-last" in others[-1]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last_3d) == last for weight in kernels)

@@ -62,7 +62,9 @@ def test_three_pictures_of_a_campaign(tmp_path: Path, drawn: dict[str, Figure]) 
     assert "measured, bfloat16" in texts(drawn["roofline.png"])
     speed = texts(drawn["speed.png"])
     assert all(factor in speed for factor in ("2.00×", "3.00×", "4.00×"))
+    assert "residual block, 2×4×8\nours" in speed
     memory = texts(drawn["memory.png"])
+    assert "which a smaller card would not grant" in memory
     assert all(words in memory for words in ("24 GiB", "this card, 80 GiB", "does not fit", "16³"))
     assert "predicted" not in memory
 

@@ -11,6 +11,7 @@ import pytest
 
 from bench.campaign.rows import (
     DIED,
+    TIME,
     Row,
     append,
     collect_rows,
@@ -20,6 +21,7 @@ from bench.campaign.rows import (
     pytest_command,
     read_lines,
     read_rows,
+    read_stopped,
     trim,
 )
 from bench.rows_plugin import CUDA_IS_LOST, loses_cuda
@@ -30,7 +32,7 @@ import pytest
 
 def test_timed(benchmark):
     benchmark.pedantic(lambda: None, rounds=3)
-    benchmark.extra_info |= {"subject": "nothing"}
+    benchmark.extra_info |= {"subject": "nothing", "gpu": {"power_w": 300}}
 
 def test_untimed(benchmark):
     benchmark.extra_info |= {"subject": "nothing"}
@@ -91,11 +93,18 @@ def test_rows_run_in_the_given_order_and_a_lost_gpu_ends_the_process(suite: Path
     assert timed.extra_info == rows["test_skipped"].extra_info == {"subject": "nothing"}
     assert timed.seconds > 0
     assert abs(timed.finished - time.time()) < 600
-    assert timed.gpu is None  # nothing here has used one
+    assert timed.gpu == {"power_w": 300}  # as the row read it behind its rounds
     assert rows["test_skipped"].reason == "does not fit: 2 GB"
     assert rows["test_wrong"].reason == "ValueError: file.py is wrong"
     assert rows["test_wrong"].stats is None
     assert rows["test_lost"].reason == "ValueError: cannot go on"
+
+
+def test_unwanted_rows_do_not_run(suite: Path, tmp_path: Path) -> None:
+    names = ("test_wrong", "test_skipped", "test_lost")
+    (tmp_path / "unwanted").write_text("".join(f"rows/test_some.py::{name}\n" for name in names))
+    code, _, began = run(suite, tmp_path / "rows.jsonl", "--without", str(tmp_path / "unwanted"))
+    assert (code, began) == (0, ["test_timed", "test_untimed"])
 
 
 def test_no_row_begins_after_the_deadline(suite: Path, tmp_path: Path) -> None:
@@ -113,6 +122,12 @@ def test_rows_can_be_collected_and_counted(suite: Path) -> None:
     assert (row.id, row.outcome, row.extra_info) == ("counted/test_one.py::test_one", "counted", {"n": 3})
 
 
+def test_collecting_does_not_hang(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.campaign.rows.COLLECT_SECONDS", 0.01)
+    with pytest.raises(RunError, match="took longer than"):
+        collect_rows("tiny", root=suite, suites="rows")
+
+
 def test_a_folder_without_rows_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no rows"):
         collect_rows("tiny", root=tmp_path, suites=".")
@@ -128,6 +143,26 @@ def test_the_last_word_counts(tmp_path: Path) -> None:
     assert [(row.id, row.outcome, row.reason) for row in rows] == [("a", "measured", None), ("b", "failed", DIED)]
     assert rows[0].extra_info == {"subject": "Σ"}
     assert Row.from_dict(rows[0].as_dict()) == rows[0]
+
+
+def test_a_row_that_time_stopped_twice_has_failed(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+
+    def stop(row: str, reason: str | None, seconds: float) -> None:
+        append(path, Row(row, "started"))
+        append(path, Row(row, "stopped", reason, seconds=seconds))
+
+    stop("a", TIME, 60)
+    stop("b", None, 60)  # by a signal
+    stop("b", None, 60)
+    assert read_rows(path) == []
+    assert read_stopped(path) == {"a"}
+    stop("a", TIME, 90)
+    [row] = read_rows(path)
+    assert (row.outcome, row.reason) == ("failed", "did not end within 90 s; stopped twice")
+    append(path, Row("a", "measured"))
+    assert [row.outcome for row in read_rows(path)] == ["measured"]
+    assert read_stopped(path) == set()
 
 
 def test_a_torn_last_line_is_neither_read_nor_in_the_way(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A GPU, a tour that only writes what it saw, and a compute-sanitizer that runs it and prints what is in a file."""
     tour = tmp_path / "tour.py"
     tour.write_text("import sys, pathlib\npathlib.Path(sys.argv[-1]).write_text(" + repr(json.dumps(
-        {"cases": [], "kernels": KERNELS, "wrong": 0})) + ")\n")  # fmt: skip
+        {"cases": [], "kernels": KERNELS, "wrong": 0, "ended": True})) + ")\n")  # fmt: skip
     program = tmp_path / "compute-sanitizer"
     program.write_text(f"""#!{sys.executable}
 import os, pathlib, subprocess, sys, time
@@ -129,6 +129,21 @@ def test_each_tool_runs_the_tour(pretended: Path, capsys: pytest.CaptureFixture[
     assert "/home/" not in printed
     (pretended / "memcheck").write_text("========= ERROR SUMMARY: 0 errors\n")
     assert sanitize.main(["--tools", "memcheck"]) == 0
+
+
+def test_what_got_through_is_kept(pretended: Path) -> None:
+    for tool in ("memcheck", "racecheck"):
+        (pretended / tool).write_text(INVALID)  # which has no summary of races
+    first = sanitize.run(time.time() + 60, ["memcheck", "racecheck"])
+    assert [tool["complete"] for tool in first["tools"].values()] == [True, False]
+    (pretended / "memcheck").unlink()  # would hang
+    (pretended / "racecheck").write_text(RACES)
+    second = sanitize.run(time.time() + 60, ["memcheck", "racecheck"], first)
+    assert second["tools"]["memcheck"] == first["tools"]["memcheck"]
+    assert second["tools"]["racecheck"]["complete"]
+    assert sanitize.run(time.time() - 1, ["memcheck", "racecheck"], second) == second
+    late = sanitize.run(time.time() - 1, ["memcheck", "synccheck"], second)
+    assert (late["tools"], late["not_reached"]) == (second["tools"], ["synccheck"])
 
 
 def test_the_deadline_stops_a_tool(pretended: Path) -> None:

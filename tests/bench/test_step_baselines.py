@@ -95,6 +95,17 @@ def test_a_step_changes_every_network_and_leaves_no_gradient() -> None:
             assert all(parameter.grad is None for parameter in network.parameters())
 
 
+def test_what_learns_to_judge_has_the_layout_that_it_has_here() -> None:
+    made = step("monai-float16-eager", CONFIG, image())
+    for name, layout in (("volume", torch.channels_last_3d), ("slices", torch.channels_last)):
+        kernels = [p for p in made.networks["discriminators"].get_submodule(name).parameters() if p.ndim > 1]
+        assert all(kernel.is_contiguous(memory_format=layout) for kernel in kernels)
+    norms = [module for module in made.networks["autoencoder"].modules() if hasattr(module, "norm_float16")]
+    assert all(norm.norm_float16 for norm in norms)
+    assert norms
+    assert made.dtype == torch.float16
+
+
 def test_held_are_parameters_moments_features_and_the_image() -> None:
     made = step("monai-eager", CONFIG, image())
     weights = sum(p.nbytes for network in made.networks.values() for p in network.parameters())

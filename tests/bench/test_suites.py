@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -12,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from bench import measure, scale, test_sweep
 from bench import row as rows
-from bench import scale, test_sweep
 from bench.floors import Floor
 from bench.row import Row, Work, measured, module_work
 from bench.scale import chosen_scale, counts_only
@@ -43,6 +44,14 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def a_row(name: str = "ours") -> Row:
     return Row("blocks", "a block", name, (2, 3), torch.float32, "forward+backward", 64)
+
+
+def test_an_option_s_own_dtype_is_another_implementation_of_the_same_case() -> None:
+    float16, other = (
+        dataclasses.replace(a_row(name), dtype=torch.bfloat16) for name in ("monai-float16-eager", "monai-eager")
+    )
+    assert float16.case == other.case
+    assert (float16.autocast, other.autocast) == (torch.float16, torch.bfloat16)
 
 
 def a_module_s_work(row: Row, module: torch.nn.Module) -> Work:
@@ -138,6 +147,104 @@ def test_memory_that_ends_anywhere_is_a_result(calls: int, error: RuntimeError) 
     assert skipped.value.__context__ is None  # which would hold the tensors of the frames that it came through
     assert told == ["so"]
     assert found.extra_info["implementation"] == "ours"
+
+
+class Timing(Benchmark):
+    """pytest-benchmark's fixture where it times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enabled = True
+
+
+NO_PLAN = "FIND was unable to find an engine to execute this computation"
+
+
+class Unplanned(torch.nn.Linear):
+    """A layer for which cuDNN finds no plan, so many times."""
+
+    left = 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.left:
+            self.left -= 1
+            raise RuntimeError(NO_PLAN)
+        return super().forward(x)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_convolution_without_a_plan_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    row, released = a_row(), []
+    monkeypatch.setattr(rows, "release", lambda: released.append("cache"))
+    layer = Unplanned(3, 4)
+    assert measured(Timing(), row, Floor(1, 1), lambda: a_module_s_work(row, layer), rounds=1) is not None
+    assert released == ["cache"]
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_without_a_plan_it_does_not_fit_if_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, row = Unplanned(3, 4), a_row()
+    for short, raised in ((True, pytest.skip.Exception), (False, RuntimeError)):
+        layer.left = 2
+        monkeypatch.setattr(measure, "is_short", lambda *_, short=short: short)
+        with pytest.raises(raised, match="does not fit: .* no way to convolve" if short else NO_PLAN):
+            measured(Timing(), row, Floor(1, 1), lambda: a_module_s_work(row, layer))
+        assert layer.left == 0
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_what_graphs_hold_counts_as_the_row_s_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their replays allocate nothing: what is reserved beyond what others hold is theirs."""
+    row = a_row()
+    work = a_module_s_work(row, torch.nn.Linear(3, 4))
+    monkeypatch.setattr(measure, "reserved", lambda _: 1_000)
+    monkeypatch.setattr(measure, "memory", lambda *_: measure.Memory(8, 9_000))
+    notes = {}
+    for graphs in (True, False):
+        made = dataclasses.replace(work, graphs=graphs)
+        notes[graphs] = measured(Benchmark(), row, Floor(1, 1), lambda made=made: made) or {}
+    assert notes[True]["peak_bytes"] == 8_000
+    assert notes[True]["peak_extra_bytes"] == 8_000 - work.held - work.result_bytes
+    assert notes[False]["peak_bytes"] == work.held + work.result_bytes + 8
+    assert notes[False]["peak_extra_bytes"] == 8
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_clocks_and_retries_are_those_of_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    row, order = a_row(), []
+
+    class Noted(Benchmark):
+        def pedantic(self, run: Callable[[], object], rounds: int) -> None:
+            order.append("rounds")
+
+    def retries(_: torch.device) -> int:
+        order.append("retries")
+        return 3 * order.count("rounds") + 2
+
+    monkeypatch.setattr(measure, "allocator_retries", retries)
+    monkeypatch.setattr(measure, "clocks", lambda run, _: order.append("clocks") or {"sm_clock_mhz": 1})
+    monkeypatch.setattr(measure, "memory", lambda *_: order.append("memory") or measure.Memory(0, None))
+    noted = measured(Noted(), row, Floor(1, 1), lambda: a_module_s_work(row, torch.nn.Linear(3, 4))) or {}
+    assert order == ["retries", "rounds", "retries", "clocks", "memory"]
+    assert noted["allocator_retries"] == 3
+    assert noted["gpu"] == {"sm_clock_mhz": 1}
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_cpu_has_no_clocks_and_no_retries() -> None:
+    row = a_row()
+    noted = measured(Benchmark(), row, Floor(1, 1), lambda: a_module_s_work(row, torch.nn.Linear(3, 4))) or {}
+    assert not {"gpu", "allocator_retries"} & noted.keys()
+
+
+def test_a_profiler_is_attached_before_the_first_row_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(measure, "launches", lambda run: seen.append("profiled"))
+    measure._warm_profiler.cache_clear()
+    for device in (CPU, torch.device("cuda"), torch.device("cuda")):
+        measure.warm_profiler(device)
+    measure._warm_profiler.cache_clear()
+    assert seen == ["profiled"]
 
 
 @pytest.mark.usefixtures("on_cpu")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import units
-from bench.campaign import cases, predict, table
+from bench.campaign import cases, predict, table, targets
 from bench.campaign.rows import Row
 from decovae.errors import InputError
 from tests.bench.made_up import CPU, GPU, campaign, counted, measured, without_time
@@ -134,6 +134,38 @@ def test_rows_of_a_gpu_that_slowed_down_are_counted() -> None:
     rows = [replace(measured("ours", 1.0), gpu={"throttle": reasons}) for reasons in ([], ["power cap"], None)]
     assert "The GPU lowered its clocks right after some of them: 1 by power cap." in table.progress(rows)
     assert "clocks" not in table.progress(rows[:1])
+
+
+def test_the_summary_names_the_fastest_of_ours_and_the_memory_of_the_default() -> None:
+    slow, quick = measured("ours", 2.0, peak_extra_bytes=7), measured("ours-compiled", 1.0)
+    [line] = lines_of(table.summary([slow, quick, measured("plain-eager", 3.0)]))
+    assert line["ours"] == "1.00 s (ours-compiled)"
+    assert line["plain torch"] == "3.00 s, 3.00×"
+    assert line["memory"] == "512 B (ours-compiled)"
+    [line] = lines_of(table.summary([slow, without_time(counted("ours-compiled"), "failed", "why")]))
+    assert line["ours"] == "2.00 s (ours; ours-compiled failed)"
+    assert line["memory"] == "– (ours-compiled)"
+    assert [row["of ours"] for row in shown(slow, quick)] == ["2.00×", "1.00×"]
+
+
+def test_times_near_the_card_s_limit_are_marked() -> None:
+    rows = shown(measured("ours", 1.0, allocator_retries=2), measured("plain-eager", 1.0, allocator_retries=0))
+    assert [row["median"] for row in rows] == ["1.00 s †", "1.00 s"]
+    assert "†" in table.LEGEND
+
+
+def test_a_row_too_small_for_a_copy_has_no_share() -> None:
+    small = measured("ours", 1e-3)  # beside a copy of its size at 4 GB/s
+    for ceiling, share in ((7e9, "50%"), (9e9, "–")):
+        made = campaign(small, ceilings={"copy_bytes_per_second": ceiling})
+        [row] = shown(*table.complete(made))
+        assert row["share"] == share
+
+
+def test_what_is_predicted_to_miss_is_called_so() -> None:
+    verdict = targets.Verdict(targets.TARGETS[0], "not measured", None, "–", "0.58", "missed")
+    assert table.verdict_cells(verdict)[-1] == "not measured, **predicted to miss**"
+    assert table.verdict_cells(replace(verdict, would="met"))[-1] == "not measured"
 
 
 def test_the_summary_is_over_the_fastest_of_each() -> None:

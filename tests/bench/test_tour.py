@@ -22,22 +22,9 @@ from tests.channel_cases import DEVICE
 
 pytestmark = pytest.mark.device
 
-QUICK = (
-    "decorrelation, 3 channels",
-    "latent head, 4 channels, channels_last",
-    "loss of moments, 20 channels",
-    "moments, 40 channels",
-    "group norm, 2×6×5×4×7, channels_last",
-    "residual blocks in slabs",
-    "norm and convolution, grouped",
-    "upsampling convolution, 1×3×3×2×5",
-    "upsampling convolution, 1×3×2×3×2",
-)
-"""Enough for every kernel; a GPU runs all cases."""
-
 
 def test_every_kernel_is_launched_within_its_bounds_and_right() -> None:
-    chosen = [case for case in tour.cases() if DEVICE.type == "cuda" or case.name.startswith(QUICK)]
+    chosen = [case for case in tour.cases() if DEVICE.type == "cuda" or case.name.startswith(tour.QUICK)]
     with canaries.guarded() as guarded:
         outcomes = [tour.run_case(case, DEVICE) for case in chosen]
     assert [tour.line(outcome) for outcome in outcomes if not outcome.right] == []
@@ -90,7 +77,9 @@ def test_the_exit_code_tells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setattr(tour, "cases", lambda: some)
     assert tour.main(["--out", str(tmp_path / "seen.json")]) == 1
     assert '"error": "RuntimeError: CUDA error: misaligned address"' in (tmp_path / "seen.json").read_text()
+    assert '"ended": true' in (tmp_path / "seen.json").read_text()
     assert tour.main(["--only", "right", "--canaries"]) == 0
+    assert tour.main(["--quick"]) == 2  # neither case is among them
     assert tour.main(["--only", "nothing"]) == 2
 
 

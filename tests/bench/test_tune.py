@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from bench.settings import training_settings
 from bench.tune import command, cost, judge, measure, record
 from bench.tune.__main__ import main
 from bench.tune.candidates import Class, candidates, classes, code_of, compiled, refused, shapes
+from bench.tune.catalogue import FUNCTIONS
 from decovae.errors import InputError, RunError
+from decovae.runtime import start_runtime
 from decovae_kernels import configurations, upsample_conv_cost
+from decovae_kernels._launch import recorded
 from decovae_kernels.configurations import DEFAULT, KERNELS, Slab, Streaming, checked
 from tests.channel_cases import DEVICE
 
@@ -60,6 +68,11 @@ def test_the_fastest_wins_and_the_first_among_equals() -> None:
     others = [timings(0.9), None, timings(0.7), timings(0.7), timings(1.2)]
     assert judge.winner(present, others) == 2
     assert judge.winner(present, [None, None]) is None
+
+
+def test_with_nothing_to_compare_with_the_fastest_wins_each_shape_alike() -> None:
+    assert judge.fastest([None, timings(1.0, 1.0), timings(0.1, 1.5), timings(0.1, 1.5)]) == 2
+    assert judge.fastest([None, None]) is None
 
 
 def test_candidates_begin_with_today_s_and_can_all_be_launched() -> None:
@@ -125,6 +138,7 @@ SAMPLED = [
     ("moments_gradient/C3-4/interleaved/2B", 9),
     ("downsample/channels_last/2B", 2),
     ("norm_state/contiguous/2B", 3),
+    ("norm_coefficients/contiguous/2B", 2),
     ("loss/contiguous", 1),
     ("moments/C3-4/interleaved/4B", 6),
 ]
@@ -140,6 +154,17 @@ def test_candidates_compute_what_plain_torch_does(name: str, index: int) -> None
     prepared = work.prepare(DEVICE)
     facts = measure.check(work, use, prepared, prepared.expected())
     assert facts["error"] <= 8e-3
+
+
+@needs_triton
+@pytest.mark.device
+def test_what_merges_is_timed_alone_and_not_with_the_pass_around_it() -> None:
+    for kernel in ("norm_state", "norm_coefficients", "loss"):
+        (kind,) = (kind for kind in CLASSES.values() if kind.kernel == kernel)
+        prepared = kind.works[0].tiny().prepare(DEVICE)
+        with recorded() as launches:
+            prepared.run()
+        assert [launch.kernel for launch in launches] == [FUNCTIONS[kernel]]
 
 
 @needs_triton
@@ -201,10 +226,10 @@ def test_a_lost_gpu_is_remembered_and_not_lost_again(
 ) -> None:
     check = measure.check
 
-    def failing(work: Any, use: Any, prepared: Any, expected: Any) -> Any:
+    def failing(work: Any, use: Any, *arguments: Any, **options: Any) -> Any:
         if use.warps == 16:
             raise measure.Fatal(use, "CUDA error")
-        return check(work, use, prepared, expected)
+        return check(work, use, *arguments, **options)
 
     monkeypatch.setattr(measure, "check", failing)
     monkeypatch.setattr(command, "classes", lambda: [timed])
@@ -214,6 +239,123 @@ def test_a_lost_gpu_is_remembered_and_not_lost_again(
     again = record.resumed(tmp_path / "out.json", "gpu", DEFAULT)
     command._tune(again, ["loss"], float("inf"), tmp_path / "out.json", DEVICE)
     assert again.classes[timed.name]["chosen"] == {"warps": 4}
+
+
+CASES_OF_THE_PRESENT = [
+    # What happens to 8 warps, today's; which are chosen; whether 8 have a verdict.
+    (measure.Discarded("does not run: out of resource: registers"), 4, False),
+    (measure.Discarded("differs by 1.0e-01, more than 2e-05"), 4, False),
+    (None, 8, True),
+]
+
+
+@needs_triton
+@pytest.mark.device
+@pytest.mark.parametrize(("failure", "chosen", "compared"), CASES_OF_THE_PRESENT)
+def test_where_today_s_is_wrong_or_does_not_run_the_fastest_that_is_right_wins(
+    timed: Class, monkeypatch: pytest.MonkeyPatch, failure: Exception | None, chosen: int, compared: bool
+) -> None:
+    check = measure.check
+
+    def failing(work: Any, use: Any, *arguments: Any, **options: Any) -> Any:
+        if use.warps == 8 and failure is not None:
+            raise failure
+        if use.warps == 16 or (use.warps == 4 and failure is None):
+            raise measure.Discarded("spills 8 bytes")
+        return check(work, use, *arguments, **options)
+
+    monkeypatch.setattr(measure, "check", failing)
+    entry = measure.tune(timed, DEFAULT, DEVICE, repeats=3)
+    assert (entry["chosen"], entry["changed"]) == ({"warps": chosen}, not compared)
+    present, *_ = entry["candidates"]
+    assert ("verdict" in present) == compared
+    if failure is not None:
+        assert present["discarded"] == str(failure)
+        assert str(failure) in command._told(entry)
+
+
+@needs_triton
+@pytest.mark.device
+def test_what_cannot_be_launched_is_discarded_whatever_it_raises(timed: Class, monkeypatch: pytest.MonkeyPatch) -> None:
+    from decovae_kernels import moments_triton
+
+    launch = moments_triton.launch
+
+    def failing(*arguments: Any, **options: Any) -> None:
+        if options["num_warps"] == 8:
+            raise RuntimeError("out of resource: shared memory")
+        launch(*arguments, **options)
+
+    monkeypatch.setattr(moments_triton, "launch", failing)
+    entry = measure.tune(timed, DEFAULT, DEVICE, repeats=3)
+    assert entry["candidates"][0]["discarded"] == "does not run: out of resource: shared memory"
+    assert entry["changed"]
+    assert entry["chosen"] != entry["present"]
+
+
+@needs_triton
+@pytest.mark.device
+def test_today_s_may_spill_and_stays_while_no_other_is_faster(timed: Class, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def spilling() -> Iterator[list[Any]]:
+        with recorded() as launches:
+            found: list[Any] = []
+            yield found
+        spilled = SimpleNamespace(n_spills=8, n_regs=255)
+        found += [launch._replace(compiled=spilled) for launch in launches]
+
+    monkeypatch.setattr(measure, "recorded", spilling)
+    entry = measure.tune(timed, DEFAULT, DEVICE, repeats=3)
+    present, *others = entry["candidates"]
+    assert (present["discarded"], entry["changed"]) == (None, False)
+    assert all("spills 8 bytes" in other["discarded"] for other in others)
+
+
+@needs_triton
+@pytest.mark.device
+def test_where_nothing_is_right_nothing_is_chosen(timed: Class, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any, **__: Any) -> Any:
+        raise measure.Discarded("does not run")
+
+    monkeypatch.setattr(measure, "check", failing)
+    with pytest.raises(measure.Discarded, match="nor is any candidate right"):
+        measure.tune(timed, DEFAULT, DEVICE, repeats=3)
+
+
+def _settings() -> tuple[Any, ...]:
+    cudnn = torch.backends.cudnn
+    return torch.get_float32_matmul_precision(), cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, cudnn.enabled
+
+
+def test_the_settings_of_training_are_those_that_a_run_starts_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    outside = _settings()
+    with training_settings(torch.device("cpu")):
+        assert _settings() == outside
+    with training_settings(torch.device("cuda", 0)):
+        inside = _settings()
+    assert _settings() == outside
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    # As a process begins, where the tests' own settings are stricter.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        try:
+            with start_runtime("cuda"):
+                assert _settings() == inside
+        finally:
+            torch.set_float32_matmul_precision(outside[0])
+
+
+def test_kernels_and_cost_model_are_measured_in_the_settings_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    with training_settings(torch.device("cuda", 0)):
+        expected = _settings()
+    found = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(configurations, "architecture", lambda _: "sm_90")
+    monkeypatch.setattr(command, "_tune", lambda *_: found.append(_settings()))
+    options = argparse.Namespace(tiny=False, write=False, minutes=1.0, only=["cost"], out=None)
+    assert command.run(options) == 0
+    assert found == [expected]
 
 
 @needs_triton

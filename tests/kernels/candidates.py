@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from bench.tune.candidates import COMPILED, SHARED_BYTES, Class, classes, shapes
-from bench.tune.work import FUNCTIONS, Work
+from bench.tune.catalogue import FUNCTIONS
+from bench.tune.work import Work
 from decovae.files import write_text
 from decovae_kernels.configurations import DEFAULT, Configuration, trying
 from tests.kernels.compiled import CAPABILITIES, CompiledCode, compile_launch, launched_kernels

@@ -1,14 +1,14 @@
 """Triton kernels compiled for GPUs that need not be present, and what their machine code does with memory.
 
-`python -m tests.kernels.compiled` prints a table for every launch of `tests.kernels.test_compiled.CASES`. The test
-reads it as JSON from a process of its own, without TRITON_INTERPRET, which would leave kernels to an interpreter.
+`python -m tests.kernels.compiled` prints a table for every launch of `tests.kernels.test_compiled.EVERY_CASE`. It ends
+with exit code 1 if one spills or moves large tensors in small pieces. The test reads those of its own CASES as JSON
+from a process of its own, without TRITON_INTERPRET, which would leave kernels to an interpreter.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import json
 import os
 import re
@@ -316,13 +316,13 @@ def from_json(text: str) -> list[Result]:
 
 
 def compiled_in_subprocess(cache: Path) -> list[Result]:
-    """All cases, compiled by a fresh interpreter that keeps Triton's cache in `cache`."""
+    """The test's cases, compiled by a fresh interpreter that keeps Triton's cache in `cache`."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {
         "TRITON_CACHE_DIR": str(cache),
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
-    command = [sys.executable, "-m", "tests.kernels.compiled", "--json"]
+    command = [sys.executable, "-m", "tests.kernels.compiled", "--json", "--tested"]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -352,25 +352,38 @@ def describe(widths: Iterable[int]) -> str:
     return " ".join(f"{width}×{count}" for width, count in sorted(Counter(widths).items(), reverse=True)) or "-"
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description="Compile the kernels and show what their machine code does.")
-    parser.add_argument("--cases", default="tests.kernels.test_compiled", help="module with a CASES mapping")
     parser.add_argument("--only", default="", help="a text that the names of the wanted cases contain")
+    parser.add_argument("--tested", action="store_true", help="only what the test compiles")
     parser.add_argument("--capability", type=int, nargs="+", default=CAPABILITIES)
     parser.add_argument("--dump", type=Path, help="folder for TTGIR and machine code")
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
     arguments = parser.parse_args()
-    cases = importlib.import_module(arguments.cases).CASES
-    wanted = {name: call for name, call in cases.items() if arguments.only in name}
+    # Imported here: the test imports this module.
+    from tests.kernels.test_compiled import CASES, EVERY_CASE, narrow
+
+    cases = CASES if arguments.tested else EVERY_CASE
+    wanted = {name: case for name, case in cases.items() if arguments.only in name}
     results = compile_cases(wanted, arguments.capability)
-    print(to_json(results) if arguments.json else table(results))
     if arguments.dump is not None:
         arguments.dump.mkdir(parents=True, exist_ok=True)
         for result in results:
             stem = f"{result.case}-{result.kernel}-sm{result.capability}"
             (arguments.dump / f"{stem}.ttgir").write_text(result.code.ttgir)
             (arguments.dump / f"{stem}.sass").write_text(result.code.sass)
+    if arguments.json:
+        print(to_json(results))
+        return 0
+    print(table(results))
+    faults = []
+    for result in results:
+        found = [f"{result.kernel} spills"] * result.code.spills + narrow(result, wanted[result.case].channels)
+        faults += [f"{result.case}, sm_{result.capability}: {fault}" for fault in found]
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    return int(bool(faults))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

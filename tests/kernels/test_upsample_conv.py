@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -222,6 +224,15 @@ def test_a_gpu_factorises_the_layers_of_the_paper_and_not_narrow_ones() -> None:
         for channels, size in ((256, 24), (128, 48)):
             figures = channels, channels, 2 * size**3, 2
             assert machine.factorised(*figures) < machine.direct(*figures)
+
+
+def test_published_rates_are_those_of_training_where_float32_is_multiplied_in_half_the_rate_of_bfloat16() -> None:
+    data = json.loads(upsample_conv_cost.FILE.read_text(encoding="utf-8"))
+    published = [gpu for name, gpu in data.items() if name != "cpu" and isinstance(gpu["chosen"], str)]
+    for gpu in published:
+        assert "in TF32, which training allows for float32" in gpu["chosen"]
+        for rates in (gpu["products"], gpu["convolutions"]):
+            assert rates["2"] / rates["4"] == pytest.approx(2, rel=0.01)
 
 
 @pytest.mark.parametrize(("channels", "out", "way"), [(1, 16, "direct"), (64, 64, "factorised")])
