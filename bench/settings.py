@@ -1,4 +1,4 @@
-"""The settings of training, for whatever is timed elsewhere to say something about it."""
+"""What a GPU is set to: as in training, for what is timed to say something about it, or for exact results."""
 
 from __future__ import annotations
 
@@ -14,13 +14,26 @@ def training_settings(device: torch.device) -> Iterator[None]:
 
     On a CPU nothing changes, there as here.
     """
+    with _settings(device, "high", benchmark=True, allow_tf32=True):
+        yield
+
+
+@contextmanager
+def exact_settings(device: torch.device) -> Iterator[None]:
+    """Convolutions and products of float32 in float32, and the same bits every time."""
+    with _settings(device, "highest", benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
+@contextmanager
+def _settings(device: torch.device, precision: str, **convolutions: bool) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision(precision)
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True):
+        with torch.backends.cudnn.flags(enabled=True, **convolutions):
             yield
     finally:
         torch.set_float32_matmul_precision(before)

@@ -18,7 +18,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.settings import exact_settings
 from decovae.errors import InputError
 from decovae.files import write_text
 from decovae_kernels import (
@@ -420,7 +421,7 @@ def run_case(case: Case, device: torch.device) -> Outcome:
     kernels: list[str] = []
     share: float | None = None
     error: str | None = None
-    with mock.patch.dict(os.environ, DECOVAE_KERNELS="triton"), _exact(device), _launch.recorded() as launches:
+    with mock.patch.dict(os.environ, DECOVAE_KERNELS="triton"), exact_settings(device), _launch.recorded() as launches:
         try:
             pairs = case.run(device)
             share = max(_error(pair) for pair in pairs) / ALLOWED[case.dtype]
@@ -428,21 +429,6 @@ def run_case(case: Case, device: torch.device) -> Outcome:
             error = f"{type(raised).__name__}: {str(raised).strip().splitlines()[0] if str(raised) else ''}"
         kernels = list(dict.fromkeys(launched.kernel for launched in launches))
     return Outcome(case.name, share, kernels, error, time.perf_counter() - begin)
-
-
-@contextlib.contextmanager
-def _exact(device: torch.device) -> Iterator[None]:
-    """Convolutions and products of float32 in float32, as the bounds assume."""
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _error(pair: Pair) -> float:
