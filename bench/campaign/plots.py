@@ -294,7 +294,9 @@ def draw_memory(
     found = [(cases.implementation(row), _lengths(row), row) for row in swept]
     counts = [(str(entry["implementation"]), tuple(entry["shape"]), entry["peak"] / GIB) for entry in predicted]
     batches = sorted({shape[0] for _, shape, _ in found} | {shape[0] for _, shape, _ in counts}) or [1]
-    lines = {"24 GiB": 24.0, **{f"{name}, {memory:.0f} GiB": memory for name, memory in cards.items()}}
+    # On a CPU sizes are so small that these would squeeze what is drawn.
+    common = {"24 GiB": 24.0} if cards or counts else {}
+    lines = {**common, **{f"{name}, {memory:.0f} GiB": memory for name, memory in cards.items()}}
     figure = _figure(12, 6.6)
     panels = figure.subplots(1, len(batches), sharey=True, squeeze=False)[0]
     names = [name for name in SWEEP_STYLES if name in {n for n, _, _ in found} | {n for n, _, _ in counts}]
