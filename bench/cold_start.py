@@ -11,12 +11,9 @@ are the compilers' caches, not the disk. Prints seconds, and writes them with th
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import json
-import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -29,14 +26,11 @@ from typing import Any
 
 import torch
 
+from bench.processes import ROOT, end, environment
 from decovae.errors import InputError
 from decovae.machine import describe
 
-ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "train" / "vae.py"
-
-KILLED = 30.0
-"""Seconds that a killed process has to be gone."""
 
 IMPORTS = "import decovae.training.main, decovae.training.loop, decovae.training.vae"
 """What a run imports before it does anything."""
@@ -160,10 +154,7 @@ def _start(options: Sequence[str], where: Path, caches: str, deadline: float) ->
                     return f"it took longer than the {time.time() - begin:.0f} s that were left"
                 time.sleep(0.05)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(KILLED)
+            end(process, politely=False)
     assert first is not None  # there are steps
     return Start(round(first, 2), steps[0], round(statistics.median(steps[STEPS - LATER : STEPS]), 4))
 
@@ -184,21 +175,15 @@ def _environment(where: Path, caches: str) -> dict[str, str]:
         folder = where / "caches" / caches / name.lower()
         folder.mkdir(parents=True, exist_ok=True)
         folders[name] = str(folder)
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, **folders, "DECOVAE_CACHE": str(where / "data"), "PYTHONPATH": paths}
+    return {**environment(), **folders, "DECOVAE_CACHE": str(where / "data")}
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """A table with a row a start."""
-    found = ["| | until the first step is done | first step | later step |", "|---|---:|---:|---:|"]
-    for mode, states in result["starts"].items():
-        for state, start in states.items():
-            found.append(
-                f"| {mode}, {state} caches | {start['until_first_step']:.1f} s | {start['first_step']:.2f} s "
-                f"| {start['later_step']:.3f} s |"
-            )
-    found += [f"| {name} caches | not measured: {reason} | | |" for name, reason in result["left_out"].items()]
-    return "\n".join(found)
+    """A table with a row a start, and what is not in it."""
+    from bench.campaign import table
+
+    left_out = [f"{name} caches: not measured: {reason}" for name, reason in result["left_out"].items()]
+    return "\n".join([table.cold_start({"": result}), *left_out])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -184,6 +184,16 @@ def memory(run: Run, device: torch.device, result_bytes: int) -> Memory:
     return Memory(peak - result_bytes, None)
 
 
+def floor_seconds(
+    info: Mapping[str, Any], bytes_per_second: float, flops_per_second: float | None
+) -> tuple[float, str]:
+    """The least time of a row, and which of bytes and operations takes it."""
+    moving = info["bytes_moved_floor"] / bytes_per_second
+    products = info.get("flops_floor") or 0
+    multiplying = products / flops_per_second if products and flops_per_second else 0.0
+    return (float(multiplying), "operations") if multiplying > moving else (float(moving), "bytes")
+
+
 def share_of_floor(info: Mapping[str, Any], median: float) -> float:
     """The least time over the median: bytes at a copy's bandwidth, or products at their rate, whichever is more.
 
@@ -192,10 +202,7 @@ def share_of_floor(info: Mapping[str, Any], median: float) -> float:
             ``matrix_flops_per_second``.
         median: seconds of a call.
     """
-    least = info["bytes_moved_floor"] / info["copy_bytes_per_second"]
-    if info["flops_floor"]:
-        least = max(least, info["flops_floor"] / info["matrix_flops_per_second"])
-    return float(least / median)
+    return floor_seconds(info, info["copy_bytes_per_second"], info["matrix_flops_per_second"])[0] / median
 
 
 def available_memory(device: torch.device) -> int | None:

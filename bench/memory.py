@@ -25,6 +25,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import decovae
+from bench.block_baselines import monai_autoencoder
 from decovae.machine import describe
 from decovae.models.autoencoder import Autoencoder, AutoencoderConfig
 from decovae.training.live_memory import CUDA_BLOCK, MemoryTracker, SavedForBackward
@@ -74,35 +75,15 @@ class Variant(NamedTuple):
     channels_last: bool = False
 
 
-def monai(*, checkpointing: bool = False, norm_float16: bool = False) -> nn.Module:
+def monai(*, checkpointed: bool = False, float16: bool = False) -> nn.Module:
     """MONAI's autoencoder in MAISI's shape, whole volumes at once."""
-    from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
-
-    config = AutoencoderConfig()
-    model: nn.Module = AutoencoderKlMaisi(
-        spatial_dims=3,
-        in_channels=config.image_channels,
-        out_channels=config.image_channels,
-        latent_channels=config.latent_channels,
-        num_channels=config.channels,
-        num_res_blocks=(config.residual_blocks,) * len(config.channels),
-        norm_num_groups=config.groups,
-        norm_eps=config.eps,
-        attention_levels=(False,) * len(config.channels),
-        with_encoder_nonlocal_attn=False,
-        with_decoder_nonlocal_attn=False,
-        use_checkpointing=checkpointing,
-        use_convtranspose=False,
-        norm_float16=norm_float16,
-        num_splits=1,
-    )
-    return model
+    return monai_autoencoder(AutoencoderConfig(), checkpointed=checkpointed, float16=float16)
 
 
 VARIANTS = {
     "MONAI": Variant(monai),
-    "MONAI, use_checkpointing": Variant(lambda: monai(checkpointing=True)),
-    "MONAI, norm_float16": Variant(lambda: monai(norm_float16=True)),
+    "MONAI, use_checkpointing": Variant(lambda: monai(checkpointed=True)),
+    "MONAI, norm_float16": Variant(lambda: monai(float16=True)),
     "plain torch, channels-last": Variant(lambda: Autoencoder(memory=None), channels_last=True),
     "ours, balanced": Variant(lambda: Autoencoder(memory="balanced"), channels_last=True),
     "ours, tight": Variant(lambda: Autoencoder(memory="tight"), channels_last=True),

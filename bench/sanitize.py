@@ -12,12 +12,10 @@ GPU is missing, which it says.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -30,15 +28,12 @@ from typing import Any
 
 import torch
 
+from bench.processes import ROOT, end, environment
 from decovae.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[1]
 TOUR = [sys.executable, "-m", "bench.tour"]
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 PROGRAM = "compute-sanitizer"
-
-KILLED = 30.0
-"""Seconds that a killed process has to be gone."""
 
 _PRINTED = 2000
 """Reports to print at most; the summary counts them all."""
@@ -216,14 +211,10 @@ def _end(status: int | None, output: str) -> str:
 def _run(words: Sequence[str], deadline: float) -> tuple[int | None, str]:
     """Exit status, None if it was stopped at the deadline, and all output of a command and its children."""
     # Without torch's caching of allocations, each tensor is an allocation of its own, whose ends the tool knows.
-    environment = {
-        **os.environ,
-        "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
-    }
+    variables = {**environment(), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         process = subprocess.Popen(
-            list(words), cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            list(words), cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         status: int | None = None
         try:
@@ -231,11 +222,7 @@ def _run(words: Sequence[str], deadline: float) -> tuple[int | None, str]:
         except subprocess.TimeoutExpired:
             pass
         finally:
-            if status is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(KILLED)
+            end(process, politely=False)
         output.seek(0)
         return status, output.read()
 

@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 import torch
 
-from bench import flow_baselines, generation_baselines
+from bench import flow_baselines
 from bench.fixtures import as_in_training, clean_slate
 from bench.floors import Counting, Floor
+from bench.generation_baselines import Chain, volume
 from bench.row import Row, Work, bytes_of, measured, own_layout
 from bench.scale import DEVICE, DTYPE, PRECISION, at_scale
 from bench.test_blocks import CONFIG as AUTOENCODER
@@ -48,15 +49,13 @@ IMPLEMENTATIONS = at_scale(
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_volume(benchmark: Any, name: str) -> None:
     shape = (1, *LATENT)
-    voxels = generation_baselines.voxels(LATENT, AUTOENCODER.compression)
-    features = AUTOENCODER.channels[0] * voxels
+    chain = Chain(FLOW, AUTOENCODER, LATENT, STEPS, PRECISION, DEVICE)
+    features = AUTOENCODER.channels[0] * chain.voxels
     subject = f"a volume: {STEPS} steps and decoding"
     row = Row("generation", subject, name, shape, DTYPE, "forward", features, own_layout(name))
 
     def build() -> Work:
-        make = generation_baselines.volume(
-            name, FLOW, AUTOENCODER, LATENT, steps=STEPS, precision=PRECISION, device=DEVICE
-        )
+        make = volume(name, chain)
         noise = torch.randn(shape, device=DEVICE)
 
         def run() -> object:
@@ -64,7 +63,7 @@ def test_volume(benchmark: Any, name: str) -> None:
 
         held = bytes_of(noise, *make.parameters(), *make.buffers())
         # The result is on the CPU: nothing of it is left on a GPU.
-        result = voxels * torch.float32.itemsize if DEVICE.type == "cpu" else 0
+        result = chain.voxels * torch.float32.itemsize if DEVICE.type == "cpu" else 0
         return Work(run, result, held, count=None if row.compiled else run, graphs=row.compiled)
 
     measured(benchmark, row, floor(shape), build, seconds=2)

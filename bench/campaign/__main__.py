@@ -36,7 +36,8 @@ from bench import units
 from bench.campaign import plan, record, supervise
 from bench.campaign.plan import CHAPTERS, Chapter
 from bench.campaign.record import Campaign
-from bench.campaign.rows import ROOT, Row, collect_rows, environment, one_line, read_rows, read_stopped, trim
+from bench.campaign.rows import Row, collect_rows, environment, one_line, read_rows, read_stopped, trim
+from bench.processes import ROOT
 from decovae.errors import InputError, RunError
 
 CEILINGS_SECONDS = 240.0

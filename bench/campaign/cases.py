@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from bench.campaign.rows import Row
+from bench.measure import floor_seconds
 
 OURS, PLAIN, MONAI, OTHERS = "ours", "plain torch", "MONAI", "others"
 FAMILIES = (OURS, PLAIN, MONAI, OTHERS)
@@ -94,16 +94,6 @@ def default(rows: Iterable[Row]) -> Row | None:
     """The row of this project's default, whatever became of it: no other stands in for one that failed."""
     there = {implementation(row): row for row in rows}
     return next((there[name] for name in DEFAULTS if name in there), None)
-
-
-def floor_seconds(
-    info: Mapping[str, Any], bytes_per_second: float, flops_per_second: float | None
-) -> tuple[float, str]:
-    """The least time of a row, and which of bytes and operations takes it."""
-    moving = info["bytes_moved_floor"] / bytes_per_second
-    products = info.get("flops_floor") or 0
-    multiplying = products / flops_per_second if products and flops_per_second else 0.0
-    return (float(multiplying), "operations") if multiplying > moving else (float(moving), "bytes")
 
 
 def measured_floor(row: Row) -> tuple[float, str] | None:

@@ -16,9 +16,8 @@ from typing import Any
 
 import torch
 
-from bench.campaign.rows import Row, append, one_line, outside_pytest, read_lines, read_rows, trim
-
-ROOT = Path(__file__).resolve().parents[2]
+from bench.campaign.rows import Row, append, one_line, read_lines, read_rows, trim
+from bench.processes import ROOT, end, environment
 
 EXPRESSION = "gpu or device"
 """What ``pytest -m`` selects on a GPU: tests that need one, and tests that compute on one where there is one."""
@@ -33,7 +32,7 @@ _LISTED = 100
 """Failures to name at most."""
 
 _GRACE = 30
-"""Seconds that a process has to end once it is interrupted, and once it is killed."""
+"""Seconds that a process has to end once it is interrupted."""
 
 
 def run_tour(out: Path, deadline: float) -> dict[str, Any]:
@@ -145,13 +144,12 @@ def _workers() -> list[str]:
 
 def _run(command: Sequence[str], log: Path, deadline: float) -> tuple[int | None, str]:
     """Exit code, None if it was ended at the deadline, and the last line that a command printed."""
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])])
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
             list(command),
             cwd=ROOT,
-            env={**outside_pytest(), "PYTHONPATH": paths},
+            env=environment(),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -173,7 +171,4 @@ def _waited(process: subprocess.Popen[bytes], deadline: float) -> bool:
             process.wait(_GRACE)
         return False
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_GRACE)
+        end(process, politely=False)

@@ -17,6 +17,7 @@ from typing import Any
 
 from bench.campaign import cases
 from bench.campaign.rows import Row, count_rows
+from bench.measure import floor_seconds
 from bench.memory import SWEEP, count_full_step, count_training, versions
 from decovae.files import write_text
 from decovae.machine import describe
@@ -83,7 +84,7 @@ def least_seconds(info: Mapping[str, Any], card: Card) -> tuple[float, str]:
         card: with its published figures.
     """
     products = info.get("flops_floor") or 0
-    return cases.floor_seconds(info, card.bytes_per_second, card.rate(info.get("matrix_dtype")) if products else None)
+    return floor_seconds(info, card.bytes_per_second, card.rate(info.get("matrix_dtype")) if products else None)
 
 
 def predicted_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:

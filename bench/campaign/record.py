@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.campaign.rows import ROOT, Row
+from bench.campaign.rows import Row
+from bench.processes import ROOT
 from decovae.errors import InputError
 from decovae.files import write_text
 

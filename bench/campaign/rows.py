@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from bench import processes
+from bench.processes import ROOT
 from decovae.errors import InputError, RunError
-
-ROOT = Path(__file__).resolve().parents[2]
 
 Outcome = Literal["collected", "started", "measured", "counted", "ran", "skipped", "failed", "stopped"]
 """Of a line. A row that "ran" was not timed; one that was "stopped" is to be run again, by its reason with `TIME` for
@@ -169,19 +169,12 @@ def one_line(text: str) -> str:
 
 def environment(scale: str, *, count: bool = False) -> dict[str, str]:
     """What a process that runs rows of a scale finds in its environment: this project first, wherever it runs."""
-    inherited = [str(Path(entry).resolve()) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     return {
-        **outside_pytest(),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *inherited]),
+        **processes.environment(),
         "DECOVAE_BENCH_SCALE": scale,
         "DECOVAE_BENCH_COUNT": "1" if count else "0",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # others could reorder rows, and take time to load
     }
-
-
-def outside_pytest() -> dict[str, str]:
-    """The environment as if this process were no worker of pytest-xdist, in which nothing is timed."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
 
 
 def pytest_command(suites: list[str], rows_out: Path, *options: str) -> list[str]:

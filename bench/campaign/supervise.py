@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from bench.campaign.rows import ROOT, TIME, Row, append, environment, failed, one_line, pytest_command, trim
+from bench.campaign.rows import TIME, Row, append, environment, failed, one_line, pytest_command, trim
+from bench.processes import ROOT, end
 from bench.rows_plugin import CUDA_IS_LOST
 from decovae.errors import InputError
 
@@ -27,13 +28,6 @@ START = 300.0
 
 OVERTIME = 60.0
 """Seconds that a row which runs at the deadline may go on."""
-
-FAREWELL = 5.0
-"""Seconds between asking a process to end and ending it."""
-
-
-KILLED = 30.0
-"""Seconds that a killed process has to be gone; one that waits in a driver may never be, and is left behind."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -109,47 +103,6 @@ def alone(out: Path) -> Iterator[int]:
                 f"--out {out}: another campaign, or a worker that one left behind, runs there; wait for it, or end it."
             ) from error
         yield file.fileno()
-
-
-def _descendants(pid: int) -> list[int]:
-    """Processes that a process started, and theirs, as far as the system tells (Linux)."""
-    parents: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])  # behind the name, which may hold anything
-            parents.setdefault(parent, []).append(int(stat.parent.name))
-    found, todo = [], [pid]
-    while todo:
-        children = parents.get(todo.pop(), [])
-        found += children
-        todo += children
-    return found
-
-
-def end(process: subprocess.Popen[bytes], *, politely: bool = True) -> None:
-    """End a process of its own session and all that it started, those with sessions of their own too.
-
-    One that cannot be ended is waited for no longer than `KILLED`.
-    """
-    if process.poll() is not None:
-        _signal_group(process.pid, signal.SIGKILL)
-        return
-    others = _descendants(process.pid)
-    if politely:
-        _signal_group(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(FAREWELL)
-    _signal_group(process.pid, signal.SIGKILL)
-    for pid in others:
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(KILLED)
-
-
-def _signal_group(group: int, number: int) -> None:
-    with contextlib.suppress(OSError):
-        os.killpg(group, number)
 
 
 def run_aside(command: Sequence[str], log: Path, *, seconds: float, env: dict[str, str], lock: int) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from bench.measure import copy_bandwidth
+from bench.measure import copy_bandwidth, duration
 from bench.settings import training_settings
 from bench.tune import cost, measure, record, stopwatch
 from bench.tune.candidates import classes
@@ -76,7 +76,7 @@ def _check(found: record.Record, wanted: Sequence[str], deadline: float, out: Pa
         failed = failed or discarded > 0
         _save(found, out)
     if COST in wanted and found.cost is None:
-        _fit(found, cost.TINY, torch.device("cpu"), _host_seconds, bandwidth=1e10, lanes=1e12)
+        _fit(found, cost.TINY, torch.device("cpu"), duration, bandwidth=1e10, lanes=1e12)
         _save(found, out)
     return failed
 
@@ -159,12 +159,6 @@ def _fit(
         "fitted": fitted,
         "choices": [choice._asdict() for choice in choices],
     }
-
-
-def _host_seconds(run: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    run()
-    return time.perf_counter() - begun
 
 
 def _median_gpu_seconds(run: Callable[[], object]) -> float:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from bench import processes
 from bench.campaign import plan, record, supervise
 from bench.campaign.__main__ import Check, Run, Suites, default_out, main, parse, result, run
 from bench.campaign.plan import CHAPTERS, Chapter
@@ -145,10 +146,10 @@ def test_time_is_kept(out: Path, root: Path, lock: int, monkeypatch: pytest.Monk
 
 
 def test_a_process_that_cannot_be_ended_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervise, "KILLED", 0.1)
-    monkeypatch.setattr(supervise, "_signal_group", lambda group, number: None)
+    monkeypatch.setattr(processes, "KILLED", 0.1)
+    monkeypatch.setattr(processes, "_signal_group", lambda group, number: None)
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
-        supervise.end(process, politely=False)
+        processes.end(process, politely=False)
         assert process.returncode is None
         process.kill()
 

@@ -127,6 +127,7 @@ def test_what_a_tour_found(
     script: str, expected: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "__init__.py").touch()  # or this project's, which is one, would come before it
     (tmp_path / "bench" / "tour.py").write_text(TOUR + script)
     monkeypatch.setattr(checks, "ROOT", tmp_path)
     found = checks.run_tour(tmp_path / "out", time.time() + 3)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.generation_baselines import Precision, volume, voxels
+from bench.generation_baselines import Chain, Precision, volume
 from decovae.models.autoencoder import AutoencoderConfig
 from decovae.models.flow_unet import FlowUNetConfig
 
@@ -20,10 +20,8 @@ LATENT = (4, 4, 8, 4)
 def test_volumes_are_the_same(precision: Precision, tolerance: float) -> None:
     torch.manual_seed(0)
     others = ["monai-eager", "monai-channels-last-eager", *(["monai-float16-eager"] if precision == "bf16" else [])]
-    ours, *peers = (
-        volume(name, FLOW, AUTOENCODER, LATENT, steps=3, precision=precision, device=torch.device("cpu"))
-        for name in ("ours", *others)
-    )
+    chain = Chain(FLOW, AUTOENCODER, LATENT, steps=3, precision=precision, device=torch.device("cpu"))
+    ours, *peers = (volume(name, chain) for name in ("ours", *others))
     made: Any = ours
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -33,7 +31,7 @@ def test_volumes_are_the_same(precision: Precision, tolerance: float) -> None:
     image = ours(noise)
     assert image.shape == (1, 8, 16, 8)
     assert image.dtype == torch.float32
-    assert image.numel() == voxels(LATENT, AUTOENCODER.compression)
+    assert image.numel() == chain.voxels
     for peer in peers:
         theirs: Any = peer
         theirs.flow.network.load_state_dict(made.flow.state_dict())
