@@ -19,13 +19,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from decovae.rates import synchronise as synchronise
+
 Run = Callable[[], object]
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until everything that was launched on `device` is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def bytes_moved_floor(mu_bytes: int, direction: str) -> int:

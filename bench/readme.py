@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import units
+from bench import loop_overhead, scaling, units
 from bench.campaign import predict, table
 from bench.campaign.cases import Case
 from bench.campaign.record import Campaign
@@ -371,6 +371,41 @@ def not_measured(results: Results) -> str:
     return "\n".join(lines)
 
 
+def predicted_scaling(results: Results) -> str:
+    """What training on several nodes is predicted to reach, and on what grounds."""
+    found = results.read(scaling.NAME)
+    if found is None:
+        return "Not counted yet."
+    measured = sorted({row["measured"] for row in found["rows"] if row["measured"]})
+    steps = {(row["subject"], row["card"]): row["one_process_seconds"] for row in found["rows"]}
+    times = "; ".join(f"{subject} on an {card} {units.seconds(seconds)}" for (subject, card), seconds in steps.items())
+    source = f"measured in {', '.join(measured)}, or predicted" if measured else "predicted, not measured"
+    counted = found["processes_counted"]
+    worst = min((row for row in found["rows"] if row["strategy"] == "hsdp"), key=lambda row: row["efficiency"])
+    key = f"efficiency_of_{scaling.BATCHES}_batches"
+    helped = (
+        f"Where a network is too slow, accumulate: the {worst['subject']} on {worst['cluster']} (hsdp) rises from "
+        f"{worst['efficiency']:.0%} to {worst[key]:.0%} with `--optimizer.accumulation {scaling.BATCHES}`. "
+    )
+    return (
+        f"{scaling.markdown(found)}\n\n"
+        "Efficiency is one process's time a step over that of each among all, with a batch of its own, in bfloat16; in "
+        "brackets, were the cards as fast as published, so that messages had the least computing to hide behind. "
+        f"{helped}A step of one process ({source}): {times}. Assumed: {'; '.join(found['assumptions'])}. Messages were "
+        f"counted {found['date']} among {counted['world']} processes as 2 nodes on the CPU: "
+        f"{results.link(scaling.NAME)}, made by `python -m bench.scaling`, which says what is left out."
+    )
+
+
+def loop_cost(results: Results) -> str:
+    """What training costs beside its networks."""
+    found = results.read(loop_overhead.NAME)
+    if found is None:
+        return "Not measured yet."
+    origin = _origin(results, loop_overhead.NAME, found, "python -m bench.loop_overhead")
+    return f"{loop_overhead.markdown(found)}\n\n{origin}"
+
+
 def loss_tables(results: Results) -> str:
     """VAD's rows of every campaign."""
     return _tables(results, lambda case: case.suite == "losses" and case.subject == "VAD")
@@ -425,6 +460,8 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "predicted": predicted,
     "cold-start": cold_start,
     "not-measured": not_measured,
+    "scaling": predicted_scaling,
+    "loop": loop_cost,
     "losses": loss_tables,
     "blocks": block_tables,
 }

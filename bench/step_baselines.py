@@ -15,7 +15,6 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import repeat
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -32,9 +31,7 @@ from decovae.losses.slices import random_slices
 from decovae.models.autoencoder import Autoencoder
 from decovae.runtime import Runtime
 from decovae.training.config import VAEConfig
-from decovae.training.interruption import StopRequest
-from decovae.training.loop import Training
-from decovae.training.stage import Stage
+from decovae.training.step import Step as TrainingStep
 from decovae.training.vae import VAENetworks
 
 Memory = Literal["balanced", "tight", "none"]
@@ -58,15 +55,17 @@ class OurStep:
         objective = VAEObjective(replace(config.loss, perceptual_network=NONE), deco=config.deco)
         objective.perceptual = PerceptualLoss(config.loss.perceptual_network, load=False)
         networks = VAENetworks(config, runtime, objective)
-        self.training = Training(cast(Stage, networks), config, runtime, Path(), StopRequest())
-        self.training.step = config.loss.adversarial_warmup  # all terms are active from here on
+        self.updates = TrainingStep(networks, config, runtime)
+        self.step = config.loss.adversarial_warmup  # all terms are active from here on
         self.networks: dict[str, nn.Module] = networks.networks
-        self.optimizers: dict[str, Optimizer] = dict(self.training.optimizers)
+        self.optimizers: dict[str, Optimizer] = dict(self.updates.optimizers)
         self.frozen: nn.Module = objective
         self.image = image
 
     def __call__(self) -> dict[str, Tensor]:
-        return self.training.one_step(repeat({"image": self.image}))
+        terms = self.updates.gradients(repeat({"image": self.image}), self.step).terms
+        self.updates.update(self.step)
+        return terms
 
 
 class MonaiStep:
@@ -138,7 +137,7 @@ class MonaiStep:
     def _generator(self) -> tuple[Tensor, dict[str, Tensor], Tensor, list[tuple[Tensor, ...]]]:
         image, weights = self.image, self.config.loss
         reconstruction, mu, sigma = self.autoencoder(image)
-        planes = random_slices(weights.slice_fraction, image, reconstruction)
+        planes = random_slices(weights.slice_fraction, image, reconstruction, seed=self.config.seed)
         terms = {
             "l1": F.l1_loss(reconstruction.float(), image),
             "perceptual": self.frozen(planes),
@@ -255,7 +254,7 @@ def floor(config: VAEConfig, image: Shape, *, itemsize: int) -> Floor:
     with torch.device("meta"), torch.no_grad():
         autoencoder, judges = Autoencoder(config.model, memory=None), Discriminators()
         batch = torch.empty(image)
-        planes = [real for (real,) in random_slices(config.loss.slice_fraction, batch)]
+        planes = [real for (real,) in random_slices(config.loss.slice_fraction, batch, seed=0)]
         features = PerceptualLoss(load=False).network.net
         seen, _ = passes(features, lambda: [features(plane.expand(-1, 3, -1, -1)) for plane in planes])
         judged, first = passes(judges, lambda: judges(batch, planes))

@@ -226,12 +226,13 @@ def packed_loss_case(channels: int, device: torch.device) -> Any:
 def head_case(channels: int, spatial: Shape, dtype: torch.dtype, layout: str, device: torch.device) -> Any:
     mu, spread = (drawn((3, channels, *spatial), dtype, layout, seed) for seed in (0, 1))
     samples = mu.numel() // channels
-    epsilon = normals(torch.tensor([SEED]), 3, 0, samples, channels).double()
+    first = 2**31  # of its volumes: samples are numbered in 64 bits
+    epsilon = normals(torch.tensor([SEED]), 3, first * samples // 3, samples, channels).double()
     epsilon = epsilon.view(channels, 3, *spatial).movedim(0, 1)
     weight = 1 / samples  # moments grow with the samples, and would drown the rest
 
     def ours(mu: Tensor, spread: Tensor) -> list[Tensor]:
-        z, kl, packed = latent_head(mu, spread, torch.tensor([SEED], device=device), offset=3)
+        z, kl, packed = latent_head(mu, spread, torch.tensor([SEED], device=device), offset=3, first=first)
         return [z, kl, packed * weight]
 
     def truth(mu: Tensor, spread: Tensor) -> list[Tensor]:

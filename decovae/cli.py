@@ -24,6 +24,8 @@ COMMANDS = {
     "analyze": Command("How latents use their channels: Table 1, Figures 1b, 2 and 3.", "decovae.commands.analyze"),
     "sample": Command("New volumes from a trained flow, labelled as synthetic.", "decovae.commands.sample"),
     "evaluate": Command("Reconstructions or samples, measured like the paper's.", "decovae.commands.evaluate"),
+    "export": Command("Weights of a run or a checkpoint, for other programs.", "decovae.commands.export"),
+    "import": Command("MAISI's or the authors' flow, as a run to sample from.", "decovae.commands.import_flow"),
     "study": Command("The paper's models, its Tables 1 to 5, and a page on them.", "decovae.commands.study"),
     "report": Command("One self-contained page on runs: tables, figures, a viewer.", "decovae.commands.report"),
 }

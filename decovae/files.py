@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from decovae.errors import InputError
+from decovae.errors import InputError, RunError
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -44,6 +44,53 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system refuses meanwhile, a full disk above all, as one sentence.
+
+    Raises:
+        RunError: in place of OSError; it names the file, or ``path`` where the error does not.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{error.filename or path}: cannot be written ({error.strerror or error}); make room, or see to the "
+            "folder, and start the same command again."
+        ) from error
+
+
+_STAND_INS: list[Any] = [
+    (Tensor, "monai.data.meta_tensor.MetaTensor"),
+    *((str, f"monai.utils.enums.{name}") for name in ("MetaKeys", "SpaceKeys", "TraceKeys")),
+]
+"""What is read where a file has tensors of MONAI's, with what they remember of a volume: nothing of MONAI's is run."""
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, refusal: str) -> Iterator[int]:
+    """Hold a file for one process at a time, and for what it starts with the descriptor that this yields.
+
+    The lock ends with the last of those processes, however it ends.
+
+    Args:
+        path: made if it is not there; it stays.
+        refusal: the sentence for one who finds it held.
+
+    Raises:
+        InputError: another process holds it.
+        OSError: it cannot be made.
+    """
+    import fcntl  # not on Windows, where nothing that needs it runs
+
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(refusal) from error
+        yield file.fileno()
+
+
 def load_tensors(path: Path, *, advice: str) -> Any:
     """What a ``.pt`` or ``.pth`` file of tensors and plain containers holds, on the CPU.
 
@@ -51,7 +98,8 @@ def load_tensors(path: Path, *, advice: str) -> Any:
         InputError: if the file is not one, or holds anything else; ends with ``advice``.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_STAND_INS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # broken bytes surface as IndexError, KeyError, UnpicklingError, RuntimeError, …
         raise InputError(
             f"{path}: not a file of plain tensors that torch.load(weights_only=True) reads; {advice}."

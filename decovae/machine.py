@@ -9,7 +9,6 @@ import contextlib
 import importlib.util
 import json
 import platform
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +49,72 @@ def reading() -> dict[str, Any] | None:
     """
     if not torch.cuda.is_available():
         return None
-    with _device() as (nvml, ask):
+    with contextlib.closing(Card()) as card:
+        nvml = card.nvml
         if nvml is None:
             return None
-        power = ask("nvmlDeviceGetPowerUsage")
+        power = card.ask("nvmlDeviceGetPowerUsage")
         return {
-            "sm_clock_mhz": ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
-            "memory_clock_mhz": ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
-            "temperature_c": ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
+            "sm_clock_mhz": card.ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
+            "memory_clock_mhz": card.ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
+            "temperature_c": card.ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
             "power_w": None if power is None else power / 1000,
-            "throttle": _throttle(nvml, ask),
+            "throttle": card.throttle(),
         }
+
+
+class Card:
+    """The GPU that torch uses now, as NVML knows it, until it is closed.
+
+    Attributes:
+        nvml: the module that is asked; None without nvidia-ml-py or without a driver that answers.
+    """
+
+    def __init__(self) -> None:
+        self.nvml: Any = None
+        self._handle: Any = None
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+        except ModuleNotFoundError:
+            return
+        except pynvml.NVMLError:
+            return
+        self.nvml = pynvml
+        # NVML counts all devices, torch the visible ones: the bus address is what both agree on.
+        properties: Any = torch.cuda.get_device_properties(torch.cuda.current_device())
+        bus = f"{properties.pci_domain_id:08x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
+        with contextlib.suppress(pynvml.NVMLError):
+            self._handle = pynvml.nvmlDeviceGetHandleByPciBusId(bus.encode())
+
+    def ask(self, name: str, *arguments: Any) -> Any:
+        """What a function of NVML's says of the card, or None where it cannot."""
+        if self._handle is None:
+            return None
+        try:
+            return getattr(self.nvml, name)(self._handle, *arguments)
+        except (self.nvml.NVMLError, AttributeError):  # the card, the driver, or an older nvidia-ml-py lacks it
+            return None
+
+    def throttle(self) -> list[str] | None:
+        """Why clocks are below their maximum now, of `SLOWER_BECAUSE`; None where nobody can say."""
+        for kind in ("Event", "Throttle"):  # the newer name and the older, of the function and of its bits
+            bits = self.ask(f"nvmlDeviceGetCurrentClocks{kind}Reasons")
+            if bits is not None:
+                return [
+                    said
+                    for name, said in SLOWER_BECAUSE.items()
+                    if bits & int(getattr(self.nvml, f"nvmlClocks{kind}Reason{name}", 0))
+                ]
+        return None
+
+    def close(self) -> None:
+        """Let NVML go; nothing answers from then on."""
+        if self.nvml is not None:
+            with contextlib.suppress(self.nvml.NVMLError):
+                self.nvml.nvmlShutdown()
+        self.nvml = self._handle = None
 
 
 def _processor() -> str:
@@ -92,7 +146,8 @@ def _gpu() -> dict[str, str | int | float | None]:
         "cudnn": _dotted(torch.backends.cudnn.version()),
         "nccl": _nccl_version(),
     }
-    with _device() as (nvml, ask):
+    with contextlib.closing(Card()) as card:
+        nvml, ask = card.nvml, card.ask
         if nvml is None:
             return facts
         memory, power = ask("nvmlDeviceGetMemoryInfo"), ask("nvmlDeviceGetEnforcedPowerLimit")
@@ -111,65 +166,11 @@ def _gpu() -> dict[str, str | int | float | None]:
         }
 
 
-Ask = Callable[..., Any]
-
-
-@contextlib.contextmanager
-def _device() -> Iterator[tuple[Any, Ask]]:
-    """NVML, or None, and a function that asks it about torch's GPU: what it cannot answer is None."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except ModuleNotFoundError:
-        yield None, _unanswered
-        return
-    except pynvml.NVMLError:
-        yield None, _unanswered
-        return
-    try:
-        try:
-            # NVML counts all devices, torch the visible ones: the bus address is what both agree on.
-            properties: Any = torch.cuda.get_device_properties(torch.cuda.current_device())
-            bus = f"{properties.pci_domain_id:08x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
-            handle = pynvml.nvmlDeviceGetHandleByPciBusId(bus.encode())
-        except pynvml.NVMLError:
-            yield pynvml, _unanswered
-            return
-
-        def ask(name: str, *arguments: Any) -> Any:
-            try:
-                return getattr(pynvml, name)(handle, *arguments)
-            except (pynvml.NVMLError, AttributeError):  # the card, the driver, or an older nvidia-ml-py lacks it
-                return None
-
-        yield pynvml, ask
-    finally:
-        with contextlib.suppress(pynvml.NVMLError):
-            pynvml.nvmlShutdown()
-
-
-def _unanswered(name: str, *arguments: Any) -> None:
-    return None
-
-
 def _driver(nvml: Any) -> str | None:
     try:
         return str(nvml.nvmlSystemGetDriverVersion())
     except nvml.NVMLError:
         return None
-
-
-def _throttle(nvml: Any, ask: Ask) -> list[str] | None:
-    for kind in ("Event", "Throttle"):  # the newer name and the older, of the function and of its bits
-        bits = ask(f"nvmlDeviceGetCurrentClocks{kind}Reasons")
-        if bits is not None:
-            return [
-                said
-                for name, said in SLOWER_BECAUSE.items()
-                if bits & int(getattr(nvml, f"nvmlClocks{kind}Reason{name}", 0))
-            ]
-    return None
 
 
 def _dotted(cudnn: int | None) -> str | None:

@@ -6,7 +6,7 @@ import datetime
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from decovae.errors import InputError, RunError
+from decovae.rendezvous import meet
 
 Result = TypeVar("Result")
 Module = TypeVar("Module", bound=nn.Module)
@@ -24,13 +25,40 @@ LONGEST_WAIT = datetime.timedelta(hours=2)
 
 @dataclass(frozen=True)
 class Runtime:
-    """This process among the run's processes. ``group`` is None in a run of one process."""
+    """This process among the run's processes.
+
+    Attributes:
+        device: where it computes.
+        rank: its number among all processes.
+        local_rank: its number among those of its node.
+        world: how many processes there are.
+        group: all of them; None in a run of one process.
+        local_worlds: of each process, in order of rank, the number of the node it is on and the processes there; all
+            are on one node where this is not given.
+    """
 
     device: torch.device
     rank: int = 0
     local_rank: int = 0
     world: int = 1
     group: dist.ProcessGroup | None = None
+    local_worlds: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def node_sizes(self) -> tuple[int, ...]:
+        """Processes of each node, in order of nodes."""
+        sizes = dict(self.local_worlds or ((0, self.world),))
+        return tuple(sizes[node] for node in sorted(sizes))
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of the run."""
+        return len(self.node_sizes)
+
+    @property
+    def local_world(self) -> int:
+        """Processes of this node."""
+        return self.local_worlds[self.rank][1] if self.local_worlds else self.world
 
     @property
     def main(self) -> bool:
@@ -49,13 +77,13 @@ class Runtime:
         dist.all_reduce(total, group=self.group)
         return total / self.world
 
-    def any(self, flag: bool) -> bool:
-        """Whether ``flag`` holds on at least one process; the same answer on all."""
+    def maximum(self, values: Tensor) -> Tensor:
+        """Largest of each element of a tensor over processes."""
         if self.group is None:
-            return flag
-        raised = torch.tensor(int(flag))  # on the CPU, where asking does not wait for what the GPU has still to do
-        dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self.group)
-        return bool(raised.item())
+            return values
+        largest = values.clone()
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.group)
+        return largest
 
     def gather(self, value: Any) -> list[Any]:
         """The value of every process, in order of rank, on every process."""
@@ -138,12 +166,18 @@ def start_runtime(device: str = "auto") -> Iterator[Runtime]:
     if world == 1:
         yield Runtime(local)
         return
+    store, rank, world = meet(LONGEST_WAIT)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world,
         timeout=LONGEST_WAIT,
         device_id=local if kind == "cuda" else None,
     )
-    try:
-        yield Runtime(local, dist.get_rank(), local_rank, world, dist.group.WORLD)
-    finally:
-        dist.destroy_process_group()
+    alike = Runtime(local, dist.get_rank(), local_rank, world, dist.group.WORLD)
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    node = int(os.environ.get("GROUP_RANK", alike.rank // local_world))
+    yield replace(alike, local_worlds=tuple(alike.gather((node, local_world))))
+    # After an error this would wait for what the others do not take part in any more; the process ends anyway.
+    dist.destroy_process_group()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.multiprocessing as mp
 
 from decovae.process import leave
+from decovae.runtime import Runtime, start_runtime
 
 
 def spawn(function: Callable[..., None], arguments: tuple[Any, ...], world: int) -> None:
@@ -23,3 +27,20 @@ def _run(rank: int, function: Callable[..., None], arguments: tuple[Any, ...], w
     os.environ["WORLD_SIZE"] = str(world)
     function(rank, *arguments)
     leave(0)
+
+
+def free_port() -> int:
+    """A port for the processes of one test to meet at."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port: int = listening.getsockname()[1]
+        return port
+
+
+@contextmanager
+def joined(rank: int, port: int) -> Iterator[Runtime]:
+    """What `start_runtime` gives a process that `spawn` began, over gloo, all on one node."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    with start_runtime("cpu") as runtime:
+        yield runtime

@@ -46,3 +46,10 @@ def test_among_others_nothing_is_taken_apart() -> None:
     assert run(ABORTS_AT_TEARDOWN, world=2).returncode == -6  # what is guarded against
     done = run(ABORTS_AT_TEARDOWN + LEAVES, world=2)
     assert (done.returncode, done.stdout) == (3, SAID), done.stderr
+
+
+def test_among_others_a_failure_waits_for_nothing() -> None:
+    """A thread that talks to processes that are gone would hold it up for hours."""
+    program = "import threading; from decovae.process import leave; print('said')\n"
+    done = run(program + "threading.Thread(target=threading.Event().wait).start(); leave(1)", world=2)
+    assert (done.returncode, done.stdout) == (1, "said\n"), done.stderr

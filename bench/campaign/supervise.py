@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -19,6 +18,7 @@ from bench.campaign.rows import TIME, Row, append, environment, failed, one_line
 from bench.processes import ROOT, end
 from bench.rows_plugin import CUDA_IS_LOST
 from decovae.errors import InputError
+from decovae.files import locked
 
 POLL = 0.05
 """Seconds between looks at a worker."""
@@ -90,19 +90,14 @@ def alone(out: Path) -> Iterator[int]:
     Raises:
         InputError: another campaign runs in it, or it cannot be written.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = (out / ".lock").open("w")
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot be written ({error.strerror}); choose another folder.") from error
-    with file:
+    refusal = f"--out {out}: another campaign, or a worker that one left behind, runs there; wait for it, or end it."
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            out.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(locked(out / ".lock", refusal=refusal))
         except OSError as error:
-            raise InputError(
-                f"--out {out}: another campaign, or a worker that one left behind, runs there; wait for it, or end it."
-            ) from error
-        yield file.fileno()
+            raise InputError(f"--out {out}: cannot be written ({error.strerror}); choose another folder.") from error
+        yield lock
 
 
 def run_aside(command: Sequence[str], log: Path, *, seconds: float, env: dict[str, str], lock: int) -> str | None:

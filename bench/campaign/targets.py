@@ -53,6 +53,7 @@ SAVED = Quantity(lambda row: cases.measured(row, "saved_bytes"), units.size)
 NO_ROWS_TIME = Quantity(lambda row: None, units.seconds)
 NO_ROWS_COUNT = Quantity(lambda row: None, units.operations)
 NO_ROWS_FACTOR = Quantity(lambda row: None, units.times)
+NO_ROWS_SHARE = Quantity(lambda row: None, units.percent)
 EXTRA_SHARE = Quantity(_extra_share_of_input, units.percent)
 
 
@@ -352,6 +353,41 @@ TARGETS = (
         False,
         quantity=NO_ROWS_TIME,
         elsewhere=Elsewhere("study-quickstart-cpu.json", lambda content: content["seconds"]),
+        exact=True,
+    ),
+    Target(
+        "the training loop around a step of one weight, one process",
+        "cpu",
+        {},
+        "",
+        3e-3,
+        False,
+        quantity=NO_ROWS_TIME,
+        elsewhere=Elsewhere("loop-cpu.json", lambda content: content["loop"]["1"]["loop"]),
+        exact=True,
+    ),
+    Target(
+        "a checkpoint of the autoencoder's training, standing still",
+        "cpu",
+        {},
+        "",
+        0.5,
+        False,
+        quantity=NO_ROWS_TIME,
+        elsewhere=Elsewhere("loop-cpu.json", lambda content: content["checkpoint"]["blocking"]),
+        exact=True,
+    ),
+    Target(
+        "the same, of a step's time, one in 1,000 steps",
+        "cpu",
+        {},
+        "",
+        0.02,
+        False,
+        quantity=NO_ROWS_SHARE,
+        elsewhere=Elsewhere(
+            "loop-cpu.json", lambda content: max(share for _, share in content["checkpoint"]["share"].values())
+        ),
         exact=True,
     ),
 )

@@ -90,7 +90,7 @@ def _head(work: Work, make: Maker) -> Prepared:
     def run() -> Tensors:
         z = torch.empty_like(mu)
         blocks = [readable_blocks(x) for x in (mu, log_variance, z)]
-        kl, packed = latent_head_triton.forward(blocks[0], blocks[1], blocks[2], seed, 1)
+        kl, packed = latent_head_triton.forward(blocks[0], blocks[1], blocks[2], seed, 1, 0)
         return z, kl, packed
 
     def expected() -> Tensors:
@@ -110,7 +110,8 @@ def _head_gradient(work: Work, make: Maker) -> Prepared:
     def run() -> Tensors:
         outs = torch.empty_like(mu), torch.empty_like(log_variance)
         source, spread, upstream, to_mu, to_spread = (readable_blocks(x) for x in (mu, log_variance, grad, *outs))
-        latent_head_triton.backward(source, spread, upstream, to_mu, to_spread, seed, 1, packed, grad_kl, direction, 1)
+        blocks = source, spread, upstream, to_mu, to_spread
+        latent_head_triton.backward(*blocks, seed, 1, 0, packed, grad_kl, direction, 1)
         return outs
 
     def expected() -> Tensors:

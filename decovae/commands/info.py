@@ -31,10 +31,13 @@ PATCHES = ((160, 192, 160), (128, 256, 128), (128, 128, 128), (96, 96, 96), (64,
 
 USUAL_CARD = 24.0
 
+UNKNOWN_DRIVER = "unknown (needs nvidia-ml-py)"
+
 
 @dataclass(frozen=True, kw_only=True)
 class InfoConfig:
-    """Print versions, devices and active kernels; then, for each memory mode, the largest patch that trains on a card.
+    """Print versions, devices, active kernels and what processes talk through, and hints where something can be had by
+    a word; then, for each memory mode, the largest patch that trains on a card.
 
     Nothing is trained: a step's memory is predicted from the shapes of its tensors, in a few seconds a line.
     """
@@ -71,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def describe() -> Iterator[str]:
-    """Lines on versions, devices and kernels, and a warning where versions do not go together.
+    """Lines on versions, devices, kernels and communication, warnings of what does not go together, and hints.
 
     Raises:
         InputError: DECOVAE_KERNELS has an unknown value.
@@ -83,13 +86,50 @@ def describe() -> Iterator[str]:
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         architecture = f"sm_{properties.major}{properties.minor}"
-        yield f"device {index}: {properties.name}, {properties.total_memory / GIB:.1f} GiB, {architecture}"
+        size = f"{properties.total_memory / GIB:.1f} GiB{_free(index)}"
+        yield f"device {index}: {properties.name}, {size}, {architecture}"
     if not torch.cuda.device_count():
         yield f"device: CPU, {torch.get_num_threads()} threads; torch sees no CUDA device"
     yield f"kernels: {active_kernels()}"
+    yield f"processes: {communication()}"
     warning = known_bad(torch.__version__, cudnn)
     if warning is not None:
         yield f"warning: {warning}"
+    for hint in hints():
+        yield f"hint: {hint}"
+
+
+def communication() -> str:
+    """What the processes of a run talk through, on GPUs and on CPUs."""
+    distributed = torch.distributed
+    if not distributed.is_available():
+        return "one only, because this torch was built without torch.distributed"
+    gloo = "gloo" if distributed.is_gloo_available() else "no gloo"
+    if not distributed.is_nccl_available():
+        return f"no NCCL on CUDA devices, {gloo} on CPUs"
+    version = torch.cuda.nccl.version() if torch.cuda.is_available() else _version(f"nvidia-nccl-cu{_cuda_major()}")
+    number = ".".join(map(str, version)) if isinstance(version, tuple) else version
+    return f"NCCL {number} on CUDA devices, {gloo} on CPUs"
+
+
+def hints() -> Iterator[str]:
+    """What would make more of this machine."""
+    devices = torch.cuda.device_count()
+    talks = torch.distributed.is_available()
+    nccl = talks and torch.distributed.is_nccl_available()
+    if devices > 1 and nccl:
+        yield f"all {devices} GPUs train one run by torchrun --nproc_per_node {devices} train/vae.py …"
+    if devices > 1 and not nccl:
+        yield f"without NCCL the {devices} GPUs cannot share a run, only one trains; install a torch that has it."
+    names = {torch.cuda.get_device_name(index) for index in range(devices)}
+    if len(names) > 1:
+        yield f"a run over {' and '.join(sorted(names))} goes at the slowest's pace; CUDA_VISIBLE_DEVICES chooses."
+    if devices and not (talks and torch.distributed.is_gloo_available()):
+        yield "runs of several processes need gloo beside NCCL, to agree on the CPU; install a torch that has it."
+    if devices and importlib.util.find_spec("pynvml") is None:
+        yield "power, temperature and use of GPUs are logged with pip install nvidia-ml-py."
+    if not devices and torch.version.cuda is not None and _driver() not in ("none", UNKNOWN_DRIVER):
+        yield "torch sees no device of the NVIDIA driver: CUDA_VISIBLE_DEVICES hides it, or the driver is too old."
 
 
 def active_kernels() -> str:
@@ -185,10 +225,23 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def _cuda_major() -> str:
+    return (torch.version.cuda or "").partition(".")[0]
+
+
+def _free(index: int) -> str:
+    """What is left of a device's memory, or why that is unknown."""
+    try:
+        free, _ = torch.cuda.mem_get_info(index)
+    except RuntimeError:  # someone else has it for themselves, or it is in no state to be asked
+        return ", not to be had now"
+    return f" ({free / GIB:.1f} free)"
+
+
 def _driver() -> str:
     """The NVIDIA driver's version, or why it is unknown."""
     if importlib.util.find_spec("pynvml") is None:
-        return "unknown (needs nvidia-ml-py)"
+        return UNKNOWN_DRIVER
     import pynvml
 
     try:

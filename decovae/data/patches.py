@@ -11,20 +11,19 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from decovae.data import streams
 from decovae.data.augmentation import Augmentation, AugmentationConfig
 from decovae.data.resample import resample_crop
 from decovae.data.volumes import Shape, VolumeRecord, Volumes
 from decovae.errors import InputError
 
-# The independent streams of one seed. The numbers are part of what a seed means: never reuse one.
-ORDER_STREAM, CROP_STREAM, AUGMENTATION_STREAM = range(3)
-
 
 class Sample(TypedDict):
-    """One training patch: `image` is `(1, *patch)`, float32; `subject` whose it is."""
+    """One training patch: `image` is `(1, *patch)`, float32; `subject` whose it is; `position` where it stands."""
 
     image: torch.Tensor
     subject: str
+    position: int
 
 
 def split_subjects(records: Sequence[VolumeRecord], *, validation: int, seed: int) -> tuple[list[int], list[int]]:
@@ -99,13 +98,13 @@ class PatchDataset(Dataset[Sample]):
         """The sample at `position`, at least 0; pure, so equal in every process."""
         index = self.indices[visited(position, len(self.indices), seed=self.seed)]
         room = np.subtract(self.grid, self.patch) + 1
-        corner = _generator(self.seed, CROP_STREAM, position).integers(room)
+        corner = streams.generator(self.seed, streams.CROP, position).integers(room)
         depth, height, width = (int(start) for start in corner)
         image = _crop(self.volumes, index, grid=self.grid, corner=(depth, height, width), size=self.patch)
         if self.augment is not None:
-            seed = _sequence(self.seed, AUGMENTATION_STREAM, position).generate_state(1)[0]
+            seed = streams.sequence(self.seed, streams.AUGMENTATION, position).generate_state(1)[0]
             image = self.augment(image, seed=int(seed))
-        return {"image": image, "subject": self.volumes.records[index].subject}
+        return {"image": image, "subject": self.volumes.records[index].subject, "position": position}
 
 
 def visited(position: int, count: int, *, seed: int) -> int:
@@ -116,15 +115,7 @@ def visited(position: int, count: int, *, seed: int) -> int:
 
 @lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    return _generator(seed, ORDER_STREAM, epoch).permutation(count)
-
-
-def _sequence(seed: int, stream: int, number: int) -> np.random.SeedSequence:
-    return np.random.SeedSequence(seed, spawn_key=(stream, number))
-
-
-def _generator(seed: int, stream: int, number: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(_sequence(seed, stream, number)))
+    return streams.generator(seed, streams.ORDER, epoch).permutation(count)
 
 
 def _crop(volumes: Volumes, index: int, *, grid: Shape, corner: Shape, size: Shape) -> torch.Tensor:

@@ -205,18 +205,19 @@ def parse_condition_options(options: Sequence[str], conditions: Sequence[Conditi
     return row
 
 
-def drop_conditions(batch: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
+def drop_conditions(batch: Tensor, probability: float, draws: Tensor) -> Tensor:
     """A copy of the rows (N, K) in which conditions are absent, NaN, at random, for classifier-free guidance.
 
     A whole row with this probability, and in the rows that are left each entry with the same one, independently: so the
     flow learns what it is without conditions, and with every subset of them, as a sample may be asked for.
 
-    The draws are made on the generator's device (without one, on the CPU), so the same generator drops the same entries
-    wherever the batch is.
+    Args:
+        batch: encoded conditions.
+        probability: of each.
+        draws: (N, 1 + K) numbers drawn evenly from [0, 1) on the device of the batch: a row's, then its entries'.
     """
-    where = torch.device("cpu") if generator is None else generator.device
-    draws = torch.rand(batch.shape[0], 1 + batch.shape[1], generator=generator, device=where) < probability
-    return batch.masked_fill((draws[:, :1] | draws[:, 1:]).to(batch.device), math.nan)
+    hits = draws < probability
+    return batch.masked_fill(hits[:, :1] | hits[:, 1:], math.nan)
 
 
 def guided_velocity(

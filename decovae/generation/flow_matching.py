@@ -41,22 +41,9 @@ class TimeSchedule:
                 f"a time schedule has a positive scale and base_voxels and the distribution 'uniform', not {self}"
             )
 
-    def draw(
-        self,
-        count: int,
-        voxels: int,
-        *,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
-        """Random times to train at, (count,) float32 in [0, 1].
-
-        They are drawn on the generator's device (without one, on the CPU) and moved: the same generator gives the same
-        times wherever they are needed.
-        """
-        where = torch.device("cpu") if generator is None else generator.device
-        levels = torch.rand(count, dtype=torch.float64, generator=generator, device=where)
-        return self._times(levels, voxels).to(device=where if device is None else device, dtype=torch.float32)
+    def draw(self, uniforms: Tensor, voxels: int) -> Tensor:
+        """Random times to train at, (N,) float32 in [0, 1], of N numbers drawn evenly from [0, 1), float64."""
+        return self._times(uniforms, voxels).float()
 
     def times(self, steps: int, voxels: int) -> Tensor:
         """The ends of a solver's steps, (steps + 1,) float64 on the CPU, ascending, 0 and 1 exactly at the ends.

@@ -35,10 +35,11 @@ class LatentHead(nn.Module):
         z, kl, moments = head(mu, log_variance)
         loss = reconstruction_loss(decoder(z), x) + 5e-4 * kl + vad_loss(moments)
 
-    ε is drawn from a Philox stream of its own: a function of a seed and of a voxel's place in the batch alone, the
-    same on every device, in every memory layout, and again in backward, which does not keep it. Every call that samples
-    advances torch's generator of the latent's device by the draw of one 64-bit integer, the seed, whatever the shape;
-    so torch.manual_seed, activation checkpointing and CUDA graphs behave as with torch.randn.
+    ε is drawn from a Philox stream of its own: a function of a seed and of a voxel's place in the batch alone, or in
+    the longer sequence of volumes that `first` says the batch is a part of; the same on every device, in every memory
+    layout, and again in backward, which does not keep it. Every call that samples without a seed advances torch's
+    generator of the latent's device by the draw of one 64-bit integer, the seed, whatever the shape; so
+    torch.manual_seed, activation checkpointing and CUDA graphs behave as with torch.randn.
 
     Args:
         group: process group whose joint batch `moments` describe where there is sampling, that is in training; else
@@ -58,6 +59,7 @@ class LatentHead(nn.Module):
         sample: bool | None = None,
         seed: int | None = None,
         offset: int = 0,
+        first: int = 0,
     ) -> Latent:
         """Sample the posterior, and measure it.
 
@@ -67,11 +69,13 @@ class LatentHead(nn.Module):
             sample: whether to draw z; None means in training mode only.
             seed: for noise that does not depend on torch's generator, which is then left alone; below 2⁶³.
             offset: 0 … 2³²−1, another stream under the same seed: a step's number, say.
+            first: 0 … 2³²−1, the number of the batch's first volume under this seed: a batch shared by processes, or by
+                several calls, has the noise of the whole where each says with which of its volumes it begins.
 
         Raises:
             TypeError: `mu` is not a floating-point tensor.
             ValueError: fewer than 2 dimensions or (without a group) samples, `log_variance` is unlike `mu`, or `offset`
-                is out of range.
+                or `first` is out of range.
         """
         if not (self.training if sample is None else sample):
             return Latent(mu, kl_divergence(mu, log_variance), channel_moments(mu))
@@ -79,7 +83,7 @@ class LatentHead(nn.Module):
             key = torch.randint(2**63 - 1, (1,), device=mu.device)
         else:
             key = torch.full((1,), seed, dtype=torch.int64, device=mu.device)
-        z, kl, packed = latent_head(mu, log_variance, key, offset=offset, group=name_of(self.group))
+        z, kl, packed = latent_head(mu, log_variance, key, offset=offset, first=first, group=name_of(self.group))
         return Latent(z, kl, ChannelMoments(packed, samples_of(mu) if self.group is None else None))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,7 +38,8 @@ class LossConfig:
     perceptual_network: str = PRETRAINED
     """Features behind it: pretrained, random (frozen random features), none, or a weights file's path."""
     slice_fraction: float = 0.2
-    """Share of the slices of each plane that the perceptual loss and the 2D discriminator see in a step."""
+    """Share of each patch's slices, plane by plane, that the perceptual loss and the 2D discriminator see in a step;
+    at least one of each plane."""
     adversarial_slices: float = 0.1
     """Weight of the adversarial loss from the 2D PatchGAN on slices."""
     adversarial_volume: float = 0.1
@@ -93,12 +95,23 @@ class VAEObjective(nn.Module):
         """Whether the discriminators take part in this step."""
         return self.config.adversarial and step >= self.config.adversarial_warmup
 
-    def slices(self, image: Tensor, reconstruction: Tensor, step: int) -> list[tuple[Tensor, Tensor]]:
-        """Paired random slices of the three planes, or none if no term looks at slices."""
+    def slices(
+        self,
+        image: Tensor,
+        reconstruction: Tensor,
+        step: int,
+        *,
+        seed: int,
+        positions: Sequence[int] | None = None,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Paired random slices of the three planes, or none if no term looks at slices.
+
+        ``seed`` and ``positions`` are what :func:`random_slices` draws by.
+        """
         looked_at = self.config.adversarial_slices > 0 and self.adversarial_at(step)
         if self.perceptual is None and not looked_at:
             return []
-        planes = random_slices(self.config.slice_fraction, image, reconstruction)
+        planes = random_slices(self.config.slice_fraction, image, reconstruction, seed=seed, positions=positions)
         return [(plane[0], plane[1]) for plane in planes]
 
     def generator(

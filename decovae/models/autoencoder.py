@@ -161,12 +161,16 @@ class Autoencoder(nn.Module):
         image: Tensor = self.decoder(self.post_quant_conv(latent))
         return image
 
-    def forward(self, image: Tensor, *, sample: bool = True) -> tuple[Tensor, Latent]:
+    def forward(
+        self, image: Tensor, *, sample: bool | None = None, seed: int | None = None, first: int = 0
+    ) -> tuple[Tensor, Latent]:
         """Reconstruction of a batch, and its latent: z, KL divergence and the channel moments of μ.
 
         Args:
             image: (N, image_channels, D, H, W).
-            sample: decode z = μ + σ·ε with fresh ε ~ N(0, I) (training) instead of μ (evaluation).
+            sample: decode z = μ + σ·ε with ε ~ N(0, I) instead of μ; None means in training mode only.
+            seed: of ε; None draws one from torch's generator.
+            first: number of the batch's first volume among those whose noise the seed gives, see `LatentHead`.
         """
-        latent = self.latent_head(*self.encode(image), sample=sample)
+        latent = self.latent_head(*self.encode(image), sample=sample, seed=seed, first=first)
         return self.decode(latent.z), latent

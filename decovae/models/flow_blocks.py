@@ -94,10 +94,11 @@ class ResidualBlock(nn.Module):
     def _plain(self, x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         """The resampled x, and what is added to it."""
         h = F.silu(self.norm1(x))
+        # Back to its dtype: on the CPU autocast resamples in float32, which norms with bfloat16 weights do not take.
         if self.resample == "down":
-            x, h = F.avg_pool3d(x, 2), F.avg_pool3d(h, 2)
+            x, h = F.avg_pool3d(x, 2).to(x.dtype), F.avg_pool3d(h, 2).to(h.dtype)
         if self.resample == "up":
-            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest").to(x.dtype)
             h = doubled_convolution(h, cast(nn.Conv3d, self.conv1.conv))
         else:
             h = self.conv1(h)

@@ -55,7 +55,13 @@ class Carry:
 
     def of(self, features: Tensor) -> Tensor | None:
         """The statistics of these very features, if they are known: a hook may have changed or replaced them."""
-        return self.statistics if self.features is features and self.version == _version(features) else None
+        return self.statistics if self._are(features) and self.version == _version(features) else None
+
+    def _are(self, features: Tensor) -> bool:
+        # FSDP hands a block another tensor over the same memory, to learn when its backward is done.
+        if self.features is features or self.features is None:
+            return self.features is features
+        return type(features) is Tensor and not torch.compiler.is_compiling() and features.is_set_to(self.features)
 
 
 def _version(x: Tensor) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from decovae.errors import InputError, RunError
-from decovae.files import write_text
+from decovae.files import locked, write_text
 from decovae.report.run_files import STUDY
 from decovae.report.study import Cell
 
@@ -337,15 +336,11 @@ class Runner:
         Raises:
             InputError: another one holds it.
         """
-        with (self.folder / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise InputError(
-                    f"--out {self.folder}: another decovae study, or a command that one left behind, runs there; wait "
-                    "for it, or end it."
-                ) from error
-            self.lock = file.fileno()
+        refusal = (
+            f"--out {self.folder}: another decovae study, or a command that one left behind, runs there; wait for it, "
+            "or end it."
+        )
+        with locked(self.folder / ".lock", refusal=refusal) as self.lock:
             yield
 
 

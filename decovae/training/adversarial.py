@@ -8,11 +8,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from decovae.data import streams
 from decovae.losses.latent_head import Latent
 from decovae.losses.objective import Loss, VAEObjective
 from decovae.runtime import Runtime
 from decovae.training.config import AdversarialConfig
-from decovae.training.parallel import compiles, frozen, prepare_module
+from decovae.training.noise import positions_of
+from decovae.training.parallel import frozen, prepare_module
 from decovae.training.stage import Batch
 
 
@@ -28,6 +30,7 @@ class AdversarialNetworks(ABC):
 
     def __init__(self, config: AdversarialConfig, runtime: Runtime, objective: VAEObjective, *, name: str) -> None:
         self.runtime = runtime
+        self.slice_seed = streams.stream_seed(config.seed, streams.SLICES)
         self.objective = runtime.place(objective)
         torch.manual_seed(config.seed)
         self.name = name
@@ -40,7 +43,7 @@ class AdversarialNetworks(ABC):
             self.discriminators = Discriminators(
                 volume=config.loss.adversarial_volume > 0, slices=config.loss.adversarial_slices > 0
             )
-            prepare_module(self.discriminators, runtime, compiled=compiles(config, runtime))
+            prepare_module(self.discriminators, runtime, config)
             self.networks["discriminators"] = self.discriminators
             self.learning_rates["discriminators"] = config.optimizer.discriminator_learning_rate
 
@@ -49,15 +52,19 @@ class AdversarialNetworks(ABC):
         """The network that is trained and exported, on its device; called once."""
 
     @abstractmethod
-    def reconstruct(self, image: Tensor) -> tuple[Tensor, Latent | None]:
-        """Reconstruction of a training batch (N, 1, D, H, W), and its latent where the objective asks for it."""
+    def reconstruct(self, image: Tensor, *, first: int = 0) -> tuple[Tensor, Latent | None]:
+        """Reconstruction of a training batch (N, 1, D, H, W), and its latent where the objective asks for it.
+
+        ``first`` is the position of its first sample, by which noise is drawn.
+        """
 
     def losses(self, batch: Batch, step: int) -> Iterator[tuple[str, Loss]]:
         """The reconstructing network's loss, then the discriminators' on the same reconstruction."""
         image = batch["image"].to(self.runtime.device, non_blocking=True)
+        positions = positions_of(batch, len(image))
         with frozen(self.discriminators):
-            reconstruction, latent = self.reconstruct(image)
-            planes = self.objective.slices(image, reconstruction, step)
+            reconstruction, latent = self.reconstruct(image, first=positions[0])
+            planes = self.objective.slices(image, reconstruction, step, seed=self.slice_seed, positions=positions)
             yield (
                 self.name,
                 self.objective.generator(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decovae.errors import InputError
 from decovae.training.config import AdversarialConfig, DecoderConfig, FlowConfig, RunConfig, TrainingConfig, VAEConfig
+from decovae.training.trackers import check_trackers
 
 SMALLEST_PATCH = 24
 """Voxels an axis below which the discriminators' last instance norm, or SqueezeNet, has nothing left to look at."""
@@ -16,6 +17,9 @@ def check(config: TrainingConfig) -> None:
         InputError: naming the option and its value.
     """
     _check_numbers(config)
+    check_trackers(config)
+    if not config.parallel.timeout > 0:
+        raise InputError(f"--parallel.timeout {config.parallel.timeout}: must be above 0 seconds.")
     if not 0 <= config.optimizer.ema_decay < 1:
         raise InputError(f"--optimizer.ema-decay {config.optimizer.ema_decay}: must be at least 0 and below 1.")
     if isinstance(config, FlowConfig):
@@ -80,11 +84,15 @@ def _numbers_of_any_run(config: RunConfig) -> tuple[dict[str, float], dict[str, 
         "--validate-every": config.validate_every,
         "--checkpoint-every": config.checkpoint_every,
         "--keep-checkpoints": config.keep_checkpoints,
+        "--telemetry.profile-steps": config.telemetry.profile_steps,
         "--log-every": config.log_every,
         "--optimizer.accumulation": config.optimizer.accumulation,
     }
     not_negative: dict[str, float] = {
         "--seed": config.seed,
+        "--keep-best": config.keep_best,
+        "--skip-limit": config.skip_limit,
+        "--telemetry.profile-at": config.telemetry.profile_at or 0,
         "--data.workers": config.data.workers,
         "--optimizer.learning-rate": config.optimizer.learning_rate,
         "--optimizer.weight-decay": config.optimizer.weight_decay,

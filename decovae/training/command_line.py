@@ -8,14 +8,21 @@ import io
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tyro
 
 from decovae.errors import InputError, RunError
+from decovae.process import lost_another
 
 Config = TypeVar("Config")
+
+LOST = (
+    "lost another process of this run, which ended or cannot be reached ({}); started again, the run continues from "
+    "its last checkpoint, torchrun --max-restarts does so by itself."
+)
 
 
 def parse(presets: Mapping[str, tuple[str, Config]], arguments: Sequence[str], *, default: str) -> Config:
@@ -93,18 +100,29 @@ def exit_code(action: Callable[[], int | None], *, stopped: str) -> int:
     """What a command's process ends with: what ``action`` returns, 0 for None; 1 if it could not go on, 2 for a wrong
     input, 130 after Ctrl-C, each with its sentence on standard error.
 
+    One of several processes answers any other error too, with its traceback and 1, so that it ends before the others
+    wait for it for long; and where another one is gone, with a sentence: the error is that one's.
+
     Args:
         action: the command.
         stopped: the sentence after Ctrl-C: what is kept, and how to go on.
     """
     try:
         return action() or 0
-    except InputError as error:
-        return fail(error, 2)
-    except RunError as error:
-        return fail(error, 1)
     except KeyboardInterrupt:
         return fail(RunError(stopped), 130)
+    except Exception as error:
+        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+        if not alone and (gone := lost_another(error)) is not None:
+            return fail(RunError(LOST.format(gone)), 1)
+        if isinstance(error, InputError):
+            return fail(error, 2)
+        if isinstance(error, RunError):
+            return fail(error, 1)
+        if alone:
+            raise
+        traceback.print_exc()
+        return 1
 
 
 def fail(error: InputError | RunError, exit_code: int) -> int:

@@ -15,6 +15,7 @@ from decovae.models.flow_unet import FlowUNetConfig
 
 Switch = Literal["auto", "on", "off"]
 Preset = Literal["quickstart", "paper"]
+Strategy = Literal["auto", "ddp", "fsdp", "hsdp"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,37 @@ class AdversarialOptimizerConfig(OptimizerConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How several processes share a run; a run may be resumed with other values."""
+
+    strategy: Strategy = "auto"
+    """What is divided: ddp, the samples alone; fsdp, weights, gradients and moments over all processes; hsdp, the same
+    over those of a node, each node with a copy. auto picks by processes and nodes, and says what and why."""
+    shard: int | None = None
+    """Processes that divide one copy between them with hsdp; by default those of a node."""
+    timeout: float = 600.0
+    """Seconds without progress after which a process that hangs is named and the run ends; the first step, which
+    compiles, has two hours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TelemetryConfig:
+    """What a run tells about its speed beside its losses."""
+
+    utilization: Switch = "auto"
+    """Share of the device's measured peak that the arithmetic of a step takes (MFU), which needs seconds at the start:
+    auto counts it on CUDA only."""
+    profile_at: int | None = None
+    """Step to begin a torch.profiler trace at, written below profile/ of the run's folder."""
+    profile_steps: int = 3
+    """Steps in the trace."""
+    wandb: str | None = None
+    """Project of Weights & Biases to log to as well; needs `pip install wandb`."""
+    mlflow: str | None = None
+    """Experiment of MLflow to log to as well, at MLFLOW_TRACKING_URI; needs `pip install mlflow`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """What every kind of training has."""
 
@@ -105,6 +137,8 @@ class RunConfig:
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
     """Newest checkpoints to keep."""
+    keep_best: int = 1
+    """Checkpoints of the best validations to keep beside them."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -113,6 +147,10 @@ class RunConfig:
     """torch.compile of the networks: auto is on with CUDA."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train: auto is CUDA where there is a GPU."""
+    skip_limit: int = 10
+    """Steps to leave out, for a loss or a gradient that is not finite, before the run stops; 0 stops at the first."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
 
     @property
     def name(self) -> str:
@@ -145,6 +183,9 @@ class VAEConfig(AdversarialConfig):
     deco: Decorrelation = "vad"
     """Decorrelation loss on the latent mean: none, cov (Eq. 4), sid (Eq. 3), vad (Eq. 6)."""
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    init: Path | None = None
+    """Weights to start from instead of random ones: a run, an export, the authors' model.pt, or MAISI's weights. The
+    two options below then have no effect."""
     initial_log_variance: float = 0.0
     """Bias that log σ² starts from. MAISI's 0 starts with noise as large as the signal, which costs a short run most of
     its steps to unlearn."""

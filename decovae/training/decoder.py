@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from decovae.data import streams
 from decovae.generation.flow_file import sha256
 from decovae.losses.latent_head import Latent
 from decovae.losses.moments import ChannelMoments, channel_moments
@@ -19,10 +21,12 @@ from decovae.models.fuse import fuse, unfuse
 from decovae.models.weights import WEIGHTS_FILE, encoder_fingerprint, load_autoencoder, save_autoencoder
 from decovae.runtime import Runtime
 from decovae.training.adversarial import AdversarialNetworks
+from decovae.training.checkpoints import Best
 from decovae.training.checks import check_compression
 from decovae.training.config import DecoderConfig
 from decovae.training.finished import open_vae
-from decovae.training.parallel import compiles, prepare_module
+from decovae.training.noise import normal_noise
+from decovae.training.parallel import prepare_module
 from decovae.training.stage import Batch
 from decovae.training.summary import reconstruction_summary
 from decovae.training.volumes import Patches
@@ -67,25 +71,24 @@ class DecoderNetworks(AdversarialNetworks):
         unfuse(self.autoencoder)
         if self.config.memory != "none":
             fuse(self.autoencoder, memory=self.config.memory, report=True)
-        compiled = compiles(self.config, self.runtime)
         self.half = DecoderHalf(self.autoencoder)
         self.autoencoder.requires_grad_(False)
         self.half.requires_grad_(True)
         rest = nn.ModuleDict(
             {name: child for name, child in self.autoencoder.named_children() if not hasattr(self.half, name)}
         )
-        prepare_module(rest, Runtime(self.runtime.device), compiled=compiled)
-        prepare_module(self.half, self.runtime, compiled=compiled)
+        alone = replace(self.runtime, rank=0, world=1, group=None)
+        prepare_module(rest, alone, self.config)
+        prepare_module(self.half, self.runtime, self.config)
         return self.half
 
-    def reconstruct(self, image: Tensor) -> tuple[Tensor, Latent | None]:
+    def reconstruct(self, image: Tensor, *, first: int = 0) -> tuple[Tensor, Latent | None]:
         """From μ + scale·σ·ε; nothing asks for the latent, which cannot change."""
         with torch.no_grad():
             mean, log_variance = self.autoencoder.encode(image)
             latent = mean
             if self.config.noise_scale:
-                # Drawn in the order of the shape, not of the memory: the same noise in every layout.
-                noise = torch.randn(mean.shape, device=mean.device)
+                noise = normal_noise(mean, seed=self.config.seed, stream=streams.POSTERIOR, first=first)
                 latent = mean + self.config.noise_scale * (0.5 * log_variance.float()).exp() * noise
         return self.half(latent), None
 
@@ -96,6 +99,8 @@ class DecoderStage(DecoderNetworks):
     Raises:
         InputError: if the autoencoder, the volumes or the perceptual weights cannot be had.
     """
+
+    best = Best("psnr", higher=True)
 
     def __init__(self, config: DecoderConfig, runtime: Runtime) -> None:
         source = runtime.on_main(lambda: open_vae(config.vae))

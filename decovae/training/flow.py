@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from decovae.data import streams
 from decovae.data.patches import visited
 from decovae.errors import InputError
 from decovae.files import write_atomically
@@ -32,9 +33,11 @@ from decovae.losses.objective import Loss
 from decovae.models.flow_unet import FlowUNet
 from decovae.models.weights import WEIGHTS_FILE, load_autoencoder
 from decovae.runtime import Runtime
+from decovae.training.checkpoints import Best
 from decovae.training.config import FlowConfig
 from decovae.training.latents import latents_and_decoder
-from decovae.training.parallel import compiles, prepare_module
+from decovae.training.noise import normal_noise, positions_of, uniforms
+from decovae.training.parallel import prepare_module
 from decovae.training.sampling import Batches
 from decovae.training.stage import Batch
 from decovae.training.volumes import leave_signals_to_the_parent
@@ -47,12 +50,13 @@ VALIDATION_SEED = 20_000_000
 
 
 class LatentSample(TypedDict):
-    """One latent: μ and σ, (C, d, h, w) float32, its conditions (K,), and whose it is."""
+    """One latent: μ and σ, (C, d, h, w) float32, its conditions (K,), whose it is, and where it stands."""
 
     mean: Tensor
     sigma: Tensor
     condition: Tensor
     subject: str
+    position: int
 
 
 class LatentDataset(Dataset[LatentSample]):
@@ -67,7 +71,8 @@ class LatentDataset(Dataset[LatentSample]):
         row = self.rows[visited(position, len(self.rows), seed=self.seed)]
         mean, sigma = self.store.read(row)
         subject = self.store.records[row].subject
-        return {"mean": mean, "sigma": sigma, "condition": self.conditions[row], "subject": subject}
+        condition = self.conditions[row]
+        return {"mean": mean, "sigma": sigma, "condition": condition, "subject": subject, "position": position}
 
 
 def standardized_for(space: LatentSpace, train_on: Literal["draws", "mean"]) -> LatentSpace:
@@ -81,6 +86,8 @@ class FlowStage:
     Raises:
         InputError: if the latents cannot be had or do not fit the autoencoder, or a condition is no column of theirs.
     """
+
+    best = Best("flow_loss", higher=False)
 
     def __init__(self, config: FlowConfig, runtime: Runtime) -> None:
         self.config, self.runtime = config, runtime
@@ -96,7 +103,7 @@ class FlowStage:
         self.voxels = math.prod(space.shape)
         torch.manual_seed(config.seed)
         self.network = FlowUNet(config.model, space.channels, self.conditions)
-        prepare_module(self.network, runtime, compiled=compiles(config, runtime))
+        prepare_module(self.network, runtime, config)
         self.networks: dict[str, nn.Module] = {"flow": self.network}
         self.learning_rates = {"flow": config.optimizer.learning_rate}
         decodes = runtime.main and config.preview.samples > 0
@@ -133,14 +140,19 @@ class FlowStage:
 
     def losses(self, batch: Batch, step: int) -> Iterator[tuple[str, Loss]]:
         """The flow matching loss at random times between the latents and fresh noise."""
-        device = self.runtime.device
+        config, device = self.config, self.runtime.device
+        positions = positions_of(batch, len(batch["mean"]))
+        draw = partial(uniforms, seed=config.seed, positions=positions, device=device)
         mean = batch["mean"].to(device, non_blocking=True)
         latent = mean
-        if self.config.train_on == "draws":
-            latent = mean + batch["sigma"].to(device, non_blocking=True) * torch.randn(mean.shape, device=device)
-        noise = torch.randn(mean.shape, device=device)
-        times = self.schedule.draw(len(mean), self.voxels, device=device)
-        loss = self._loss(latent, noise, times, drop_conditions(batch["condition"], self.config.condition_dropout))
+        noise_of = partial(normal_noise, mean, seed=config.seed, first=positions[0])
+        if config.train_on == "draws":
+            latent = mean + batch["sigma"].to(device, non_blocking=True) * noise_of(stream=streams.LATENT)
+        times = self.schedule.draw(draw(1, stream=streams.TIME)[:, 0], self.voxels)
+        conditions = batch["condition"].to(device, non_blocking=True)
+        dropped = draw(1 + conditions.shape[1], stream=streams.DROPOUT)
+        conditions = drop_conditions(conditions, config.condition_dropout, dropped)
+        loss = self._loss(latent, noise_of(stream=streams.NOISE), times, conditions)
         yield "flow", Loss(loss.mean(), {"flow_loss": loss.mean().detach()})
 
     def _loss(self, latent: Tensor, noise: Tensor, times: Tensor, conditions: Tensor) -> Tensor:

@@ -1,13 +1,24 @@
-"""Ctrl-C and SIGTERM as a request to stop after the current step."""
+"""Ctrl-C, SIGTERM and SIGUSR1 as a request to stop after the current step."""
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+REQUESTS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""What asks for a stop: people, launchers and schedulers; SLURM's warning before it preempts is what its user chooses,
+SIGUSR1 by custom."""
+
+AGAIN: dict[int, float] = {signal.SIGINT: 1.0, signal.SIGTERM: 60.0}
+"""Seconds after the first request from which on the signal means at once; before, it is an echo of the first:
+schedulers signal torchrun and its processes alike, and torchrun passes on what it gets. Who cannot wait sends
+SIGKILL."""
 
 
 class Interrupted(Exception):
@@ -29,7 +40,9 @@ class StopRequest:
 
 @contextmanager
 def stop_requests(*, announce: bool) -> Iterator[StopRequest]:
-    """Note SIGINT and SIGTERM instead of dying of them; a second one acts as it would have without this.
+    """Note SIGINT, SIGTERM and SIGUSR1 instead of dying of them.
+
+    A second Ctrl-C acts as it would have without this, and so does a SIGTERM that comes much later than the first.
 
     Args:
         announce: say on standard error that the first one was noted.
@@ -38,17 +51,22 @@ def stop_requests(*, announce: bool) -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request  # only a main thread may set handlers
         return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.getsignal(number) for number in REQUESTS}
+    noted_at = 0.0
 
     def note(number: int, _: FrameType | None) -> None:
-        request.signal_number = number
+        nonlocal noted_at
+        if request:
+            if time.monotonic() - noted_at > AGAIN.get(number, math.inf):
+                signal.signal(number, previous[number] or signal.SIG_DFL)
+                signal.raise_signal(number)
+            return
+        request.signal_number, noted_at = number, time.monotonic()
         if announce:
             # Straight to the file: a handler may run in the middle of anything else that prints.
-            os.write(2, b"\nStopping after this step, with a checkpoint; once more stops at once.\n")
-        for noted, handler in previous.items():
-            signal.signal(noted, handler)
+            os.write(2, b"\nStopping after this step, with a checkpoint; Ctrl-C once more stops at once.\n")
 
-    for number in previous:
+    for number in REQUESTS:
         signal.signal(number, note)
     try:
         yield request

@@ -1,30 +1,35 @@
-"""The training loop: it owns precision, accumulation, clipping, schedules, averages, logging and checkpoints."""
+"""The training loop: it owns what happens between steps: agreement of processes, logging, validation, checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.tensor import DTensor
-from torch.optim import AdamW
 
 from decovae.errors import RunError
-from decovae.runtime import Runtime
-from decovae.training.checkpoints import Checkpoints
+from decovae.files import writing
+from decovae.runtime import Runtime, raise_first
+from decovae.training.checkpoints import Checkpoints, RunState
+from decovae.training.clock import Phase
 from decovae.training.config import RunConfig
-from decovae.training.ema import ExponentialMovingAverage
 from decovae.training.interruption import Interrupted, StopRequest, stop_requests
-from decovae.training.parallel import synchronize_gradients
+from decovae.training.nonfinite import Skipped
 from decovae.training.progress import Progress
 from decovae.training.run_folder import MetricsLog
-from decovae.training.schedule import learning_rate_factor, seed_step
+from decovae.training.sharding import choose_sharding
 from decovae.training.stage import Stage
+from decovae.training.step import Gradients, Observer, Step
+from decovae.training.telemetry import Telemetry
+from decovae.training.watch import Watch
+
+FIRST_STEP_PATIENCE = 7200.0
+"""Seconds that a first step may take: it compiles."""
 
 
 def train(stage: Stage, config: RunConfig, runtime: Runtime, folder: Path) -> list[dict[str, Any]]:
@@ -34,165 +39,204 @@ def train(stage: Stage, config: RunConfig, runtime: Runtime, folder: Path) -> li
         The validations of the whole run in order, each with its ``step``; on every process.
 
     Raises:
-        Interrupted: after SIGINT or SIGTERM, once a checkpoint is written.
-        RunError: if a loss stops being finite.
-        InputError: if the newest checkpoint cannot be read.
+        Interrupted: after a signal that asks for it, once a checkpoint is written.
+        RunError: if too many steps are not finite, or the run's folder cannot be written; the last good checkpoint is
+            kept.
+        InputError: if no checkpoint can be read, or it is another model's.
     """
-    with stop_requests(announce=runtime.main) as request:
-        return Training(stage, config, runtime, folder, request).run()
+    with stop_requests(announce=runtime.main) as request, Watch(runtime, config.parallel.timeout) as watch:
+        return Training(stage, config, runtime, folder, request, watch).run()
 
 
 class Training:
     """The state of one run while it trains."""
 
-    def __init__(self, stage: Stage, config: RunConfig, runtime: Runtime, folder: Path, request: StopRequest) -> None:
-        self.stage, self.config, self.runtime, self.folder, self.request = stage, config, runtime, folder, request
-        settings = config.optimizer
-        self.optimizers = {
-            name: AdamW(
-                network.parameters(),
-                lr=stage.learning_rates[name],
-                weight_decay=settings.weight_decay,
-                eps=settings.eps,
-                fused=runtime.device.type == "cuda",
-            )
-            for name, network in stage.networks.items()
-        }
-        self.exported = next(iter(stage.networks))
-        self.averages: dict[str, ExponentialMovingAverage] = {}
-        if settings.ema_decay > 0:
-            network = stage.networks[self.exported]
-            self.averages[self.exported] = ExponentialMovingAverage(network, settings.ema_decay)
-        self.checkpoints = Checkpoints(
-            folder / "checkpoints",
-            runtime,
-            modules=stage.networks,
-            optimizers=self.optimizers,
-            averages=self.averages,
-            keep=config.keep_checkpoints,
-        )
-        bf16 = config.precision == "bf16" or (config.precision == "auto" and runtime.device.type == "cuda")
-        self.autocast = torch.autocast(runtime.device.type, torch.bfloat16, enabled=bf16)
+    def __init__(
+        self, stage: Stage, config: RunConfig, runtime: Runtime, folder: Path, request: StopRequest, watch: Watch
+    ) -> None:
+        self.stage, self.config, self.runtime, self.folder = stage, config, runtime, folder
+        self.request, self.watch = request, watch
         self.step, self.position = 0, 0
+        self.samples_per_step = config.data.batch_size * runtime.world * config.optimizer.accumulation
+        self.skipped = Skipped(folder, runtime, limit=config.skip_limit)
+        self.best: float | None = None
+        self.patience: float | None = None
+        self.log: MetricsLog | None = None
+        self.trouble: RunError | None = None
 
     def run(self) -> list[dict[str, Any]]:
         config, runtime = self.config, self.runtime
-        entry = runtime.on_main(self.checkpoints.newest)
-        if entry is not None:
-            self.step, self.position = self.checkpoints.load(entry)
-        self.log = MetricsLog(self.folder, step=self.step if entry else None) if runtime.main else None
-        with Progress(config.steps, self.step, visible=runtime.main) as self.progress:
-            try:
-                if entry is not None:
-                    self.progress.say(f"resumed at step {self.step}")
-                # Before the first step, and where a stop came between a step and its validation.
-                if self._is_due(config.validate_every) and self.step not in self._validated_steps():
-                    self._validate()
-                if self.step < config.steps:
-                    self._train()
-                self._export()
-                return self._validations()
-            finally:
-                if self.log is not None:
-                    self.log.close()
+        with contextlib.ExitStack() as stack:
+            self.progress = stack.enter_context(Progress(config.steps, visible=runtime.main))
+            self.telemetry = stack.enter_context(
+                Telemetry(config, runtime, self.folder, say=self.progress.say, network=self._network())
+            )
+            self.updates = Step(self.stage, config, runtime, observer=_Told(self))
+            self.checkpoints = Checkpoints(
+                self.folder / "checkpoints",
+                runtime,
+                modules=self.stage.networks,
+                optimizers=self.updates.optimizers,
+                averages=self.updates.averages,
+                keep=config.keep_checkpoints,
+                keep_best=config.keep_best,
+                best=self.stage.best,
+            )
+            stack.callback(self.checkpoints.close)
+            resumed = self._resume()
+            runtime.on_main(lambda: self._open_log(resumed))
+            if self.log is not None:
+                stack.enter_context(self.log)
+            # Before the first step, and where a stop came between a step and its validation.
+            if self._is_due(config.validate_every) and self.step not in self._validated_steps():
+                self._validate()
+            if self.step < config.steps:
+                self._train()
+            self._settle()
+            self._export()
+            return self._validations()
+
+    def _network(self) -> torch.nn.Module:
+        return next(iter(self.stage.networks.values()))
+
+    def _resume(self) -> bool:
+        """Restore the newest checkpoint, if there is one, and say what is now going on."""
+        self.watch.at("reading the checkpoint", patience=FIRST_STEP_PATIENCE)
+        sharding = choose_sharding(self.config, self.runtime)
+        if sharding is not None:
+            self.progress.say(sharding.sentence)
+        state = self.checkpoints.resume(self.progress.say)
+        if state is None:
+            return False
+        self.step, self.position, self.skipped.count = state.step, state.position, state.skipped
+        self.best = state.best
+        self.progress.begin_at(self.step)
+        self.progress.say(f"resumed at step {self.step}")
+        if state.samples_per_step != self.samples_per_step:
+            self.progress.say(
+                f"warning: a step has {self.samples_per_step} samples from here on, not {state.samples_per_step} as "
+                f"before; --data.batch-size and --optimizer.accumulation times {self.runtime.world} processes make it."
+            )
+        return True
+
+    def _open_log(self, resumed: bool) -> None:
+        self.log = MetricsLog(self.folder, self.config, step=self.step if resumed else None)
 
     def _train(self) -> None:
         config = self.config
         batches = iter(self.stage.batches(self.position, steps=config.steps - self.step))
-        a_step_s_samples = config.data.batch_size * self.runtime.world * config.optimizer.accumulation
-        since, counted = time.perf_counter(), 0
+        first = self.step
+        self.telemetry.begin(first)
         while self.step < config.steps:
-            terms = self.one_step(batches)
+            self.patience = FIRST_STEP_PATIENCE if self.step == first else None
+            found = self.updates.gradients(batches, self.step)
+            broken, signal_number = self._agree(found)
+            if broken:
+                self._skip(found)
+            else:
+                self.updates.update(self.step)
             self.step += 1
-            self.position += a_step_s_samples
-            counted += 1
-            stops = self.runtime.any(bool(self.request))
+            self.position += self.samples_per_step
+            self.telemetry.step_done()
             validates, saves = self._is_due(config.validate_every), self._is_due(config.checkpoint_every)
-            pauses = stops or validates or saves or self._is_due(config.log_every)
-            if pauses:
-                seconds = (time.perf_counter() - since) / counted
-                self._log(terms, seconds, a_step_s_samples / seconds)
-            if stops:  # at once: whoever asked may not wait for a validation
-                self.checkpoints.save(self.step, self.position)
-                raise Interrupted(self._stop_signal(), self.step)
-            if validates:
-                self._validate()
+            if signal_number or validates or saves or self._is_due(config.log_every):
+                self._log({} if broken else found.terms)
+            if signal_number:  # at once: whoever asked may not wait for a validation
+                self._save(None)
+                self._settle()
+                raise Interrupted(signal_number, self.step)
+            figure = self._validate() if validates else None
             if saves:
-                self.checkpoints.save(self.step, self.position)
-            if pauses:
-                since, counted = time.perf_counter(), 0
+                self._save(figure)
             self.progress.advance()
 
     def _is_due(self, every: int) -> bool:
         """Whether what happens ``every`` so many steps, and after the last, happens at this one."""
         return self.step == self.config.steps or self.step % every == 0
 
-    def one_step(self, batches: Any) -> dict[str, Tensor]:
-        """One update of every network; the terms of the losses, averaged over the accumulated batches."""
-        config, settings = self.config, self.config.optimizer
-        seed_step(config.seed, self.step, self.runtime.rank)
-        sums: dict[str, Tensor] = {}
-        trained: dict[str, nn.Module] = {}
-        for accumulated in range(settings.accumulation):
-            batch = next(batches)
-            losses = self.stage.losses(batch, self.step)
-            while True:
-                with self.autocast:
-                    name, loss = next(losses, (None, None))
-                if name is None or loss is None:
-                    break
-                trained[name] = network = self.stage.networks[name]
-                synchronize_gradients(network, accumulated == settings.accumulation - 1)
-                (loss.total / settings.accumulation).backward()
-                for term, value in loss.terms.items():
-                    sums[term] = sums.get(term, torch.zeros_like(value)) + value / settings.accumulation
-        factor = learning_rate_factor(
-            self.step, steps=config.steps, warmup=settings.warmup_steps, schedule=settings.schedule
-        )
-        for name, network in trained.items():
-            optimizer = self.optimizers[name]
-            for group in optimizer.param_groups:
-                group["lr"] = factor * self.stage.learning_rates[name]
-            limit = settings.clip_norm if settings.clip_norm > 0 else math.inf
-            norm = nn.utils.clip_grad_norm_(network.parameters(), limit)
-            sums[f"gradient_norm_{name}"] = norm.full_tensor() if isinstance(norm, DTensor) else norm
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        if self.exported in self.averages:
-            self.averages[self.exported].update(self.step)
-        return sums
+    def _agree(self, found: Gradients) -> tuple[bool, int]:
+        """Of all processes, by one message: whether the step is to be skipped, and the signal to stop on, or 0.
 
-    def _log(self, terms: dict[str, Tensor], seconds: float, samples_per_second: float) -> None:
-        means = self.runtime.mean(torch.stack([value.float() for value in terms.values()])).tolist()
-        values = dict(zip(terms, means, strict=True))
-        if broken := [name for name, value in values.items() if not math.isfinite(value)]:
-            raise RunError(
-                f"Step {self.step}: {', '.join(broken)} is not finite; the last good checkpoint is kept. Lower "
-                "--optimizer.learning-rate or the weight of the term that grows."
-            )
-        self.progress.show(values)
+        Raises:
+            RunError: what another process, or this one, cannot go on for.
+        """
+        with self.updates.observer.phase("communication"):
+            trouble = self._failure() is not None
+            asked = torch.tensor([float(self.request.signal_number or 0), float(trouble)])
+            flags = torch.cat([found.broken.reshape(1), asked.to(self.runtime.device, non_blocking=True)])
+            broken, signal_number, trouble_somewhere = self.runtime.maximum(flags).tolist()
+        if trouble_somewhere:
+            self._raise_failure()
+        return bool(broken), int(signal_number)
+
+    def _failure(self) -> RunError | None:
+        return self.trouble or self.checkpoints.failure
+
+    def _raise_failure(self) -> None:
+        raise_first(self.runtime.gather(self._failure()))
+
+    def _skip(self, found: Gradients) -> None:
+        """Leave the networks as they are, and say why; past the limit, end the run."""
+        self.updates.discard()
+        record = self.skipped.add(self.step + 1, found.terms, found.batches)
+        self.progress.say(record.sentence)
+        self._write(record.figures, step=self.step + 1)
+        self.skipped.check()
+
+    def _log(self, terms: dict[str, Tensor]) -> None:
+        figures: dict[str, float] = {}
+        if terms:
+            means = self.runtime.mean(torch.stack([value.float() for value in terms.values()])).tolist()
+            figures = dict(zip(terms, means, strict=True))
+            self.progress.show(figures)
+        speed = self.telemetry.read(self.samples_per_step)
+        for warning in self.telemetry.warnings(speed):
+            self.progress.say(f"warning: {warning}")
+        rate = self.updates.optimizers[self.updates.exported].param_groups[0]["lr"]
+        skipped = {"skipped_steps": self.skipped.count} if self.skipped.count else {}
+        self._write({**figures, "learning_rate": rate, **skipped, **speed})
+
+    def _write(self, figures: dict[str, Any], *, step: int | None = None) -> None:
+        """A line of the log; that it cannot be written is known to all processes at the next agreement."""
         if self.log is not None:
-            rate = self.optimizers[self.exported].param_groups[0]["lr"]
-            speed = {"seconds_per_step": round(seconds, 4), "samples_per_second": round(samples_per_second, 3)}
-            self.log.write(self.step, {**values, "learning_rate": rate, **speed, **self._memory()})
+            try:
+                self.log.write(self.step if step is None else step, figures)
+            except RunError as error:
+                self.trouble = self.trouble or error
 
-    def _memory(self) -> dict[str, float]:
-        if self.runtime.device.type != "cuda":
-            return {}
-        return {"peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 3)}
-
-    def _validate(self) -> None:
-        with contextlib.ExitStack() as stack:
-            for average in self.averages.values():
-                stack.enter_context(average.in_place())
-            stack.enter_context(torch.no_grad())
-            figures = self.stage.validate(self.step, self.folder, self.autocast)
-        if self.log is not None:
-            self.log.write(self.step, {f"validation/{name}": value for name, value in figures.items()})
+    def _validate(self) -> float | None:
+        """Validate, and return the figure by which checkpoints are compared."""
+        self.watch.at("validation", step=self.step, patience=FIRST_STEP_PATIENCE)
+        with self.updates.averaged(), torch.no_grad():
+            figures = self.stage.validate(self.step, self.folder, self.updates.autocast)
+        self._write({f"validation/{name}": value for name, value in figures.items()})
         shown = {name: value for name, value in figures.items() if isinstance(value, float)}
         self.progress.say(
             f"step {self.step}: validation " + "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         )
+        figure = float(figures[self.stage.best.metric])
+        if not math.isfinite(figure):
+            return None
+        if self.best is None or (figure > self.best if self.stage.best.higher else figure < self.best):
+            self.best = figure
+        return figure
+
+    def _save(self, figure: float | None) -> None:
+        self.watch.at("checkpoint", step=self.step, patience=FIRST_STEP_PATIENCE)
+        state = RunState(
+            step=self.step,
+            position=self.position,
+            skipped=self.skipped.count,
+            samples_per_step=self.samples_per_step,
+            best=self.best,
+        )
+        self.checkpoints.save(state, figure)
+
+    def _settle(self) -> None:
+        """Wait until the last checkpoint is published, and end the run if anything could not be written."""
+        self.watch.at("checkpoint", step=self.step, patience=FIRST_STEP_PATIENCE)
+        self.checkpoints.wait()
+        self._raise_failure()
 
     def _validated_steps(self) -> set[int]:
         return {validation["step"] for validation in self._validations()}
@@ -207,14 +251,33 @@ class Training:
         return self.runtime.gather(found)[0]
 
     def _export(self) -> None:
-        with contextlib.ExitStack() as stack:
-            for average in self.averages.values():
-                stack.enter_context(average.in_place())
+        self.watch.at("export", step=self.step, patience=FIRST_STEP_PATIENCE)
+        with self.updates.averaged():
             options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-            weights: dict[str, Any] = get_model_state_dict(self.stage.networks[self.exported], options=options)
-            # While the average is in place: on the CPU these are the network's own tensors.
-            self.runtime.on_main(lambda: self.stage.export(weights, self.folder))
+            weights: dict[str, Any] = get_model_state_dict(self._network(), options=options)
 
-    def _stop_signal(self) -> int:
-        numbers = [number for number in self.runtime.gather(self.request.signal_number) if number is not None]
-        return int(numbers[0])
+            def export() -> None:
+                with writing(self.folder):
+                    self.stage.export(weights, self.folder)
+
+            # While the average is in place: on the CPU these are the network's own tensors.
+            self.runtime.on_main(export)
+
+
+class _Told(Observer):
+    """Telemetry and the watch, told of a step's parts."""
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+
+    def _at(self, name: str, of: str) -> None:
+        training = self.training
+        training.watch.at(f"{name} of {of}" if of else name, step=training.step + 1, patience=training.patience)
+
+    def phase(self, name: Phase, of: str = "") -> AbstractContextManager[object]:
+        self._at(name, of)
+        return self.training.telemetry.phase(name)
+
+    def backward(self, loss: Tensor, of: str) -> None:
+        self._at("backward", of)
+        self.training.telemetry.backward(loss)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from decovae.errors import InputError
+from decovae.files import writing
 from decovae.runtime import Runtime, start_runtime
 from decovae.training.checks import check
 from decovae.training.command_line import exit_code, given, parse
@@ -81,7 +82,9 @@ def resolved(config: TrainingConfig) -> TrainingConfig:
     if isinstance(config, FlowConfig):
         return replace(config, vae=absolute(config.vae), latents=absolute(config.latents))
     config = replace(config, data=replace(config.data, root=absolute(config.data.root)))
-    return replace(config, vae=absolute(config.vae)) if isinstance(config, DecoderConfig) else config
+    if isinstance(config, DecoderConfig):
+        return replace(config, vae=absolute(config.vae))
+    return replace(config, init=absolute(config.init))
 
 
 def _run(config: TrainingConfig, runtime: Runtime) -> int:
@@ -109,7 +112,9 @@ def _run(config: TrainingConfig, runtime: Runtime) -> int:
             print(f"Interrupted by {stop}; checkpoint written. The same command continues it.", file=sys.stderr)
         return stop.exit_code
     if runtime.main:
-        print_summary(folder, write_summary(folder, config, stage.summary(validations)))
+        with writing(folder):
+            summary = write_summary(folder, config, stage.summary(validations))
+        print_summary(folder, summary)
     return 0
 
 

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import repeat
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -132,14 +131,12 @@ def predict_training_peak(config: VAEConfig) -> int:
     from decovae.losses.objective import VAEObjective
     from decovae.losses.perceptual import NONE, PerceptualLoss
     from decovae.runtime import Module, Runtime
-    from decovae.training.interruption import StopRequest
-    from decovae.training.loop import Training
-    from decovae.training.stage import Stage
+    from decovae.training.step import Step
     from decovae.training.vae import VAENetworks
 
     optimizer = replace(config.optimizer, accumulation=min(config.optimizer.accumulation, 2))  # more change nothing
     precision = "bf16" if config.precision == "auto" else config.precision
-    config = replace(config, optimizer=optimizer, precision=precision, compile="off", device="cpu")
+    config = replace(config, optimizer=optimizer, precision=precision, compile="off", device="cpu", init=None)
 
     class Nowhere(Runtime):
         def place(self, module: Module) -> Module:
@@ -151,13 +148,13 @@ def predict_training_peak(config: VAEConfig) -> int:
         if config.loss.perceives:
             objective.perceptual = PerceptualLoss(config.loss.perceptual_network, load=False)
         networks = VAENetworks(config, runtime, objective)
-        training = Training(cast(Stage, networks), config, runtime, Path(), StopRequest())
+        steps = Step(networks, config, runtime)
         for name, network in networks.networks.items():
-            _have_moments(network, training.optimizers[name])
-        training.step = config.loss.adversarial_warmup
+            _have_moments(network, steps.optimizers[name])
         batch = {"image": torch.empty(config.data.batch_size, config.model.image_channels, *config.data.patch)}
         tracker.reset_peak()
-        training.one_step(repeat(batch))
+        steps.gradients(repeat(batch), config.loss.adversarial_warmup)
+        steps.update(config.loss.adversarial_warmup)
         return tracker.peak
 
 

@@ -11,9 +11,9 @@ from rich.progress import Progress as Bar
 
 
 class Progress:
-    """A progress bar over ``steps`` that starts at ``done``; silent on all processes but one."""
+    """A progress bar over ``steps``; silent on all processes but one."""
 
-    def __init__(self, steps: int, done: int, *, visible: bool) -> None:
+    def __init__(self, steps: int, *, visible: bool) -> None:
         self._console = Console(quiet=not visible)
         # Without a terminal a bar would be a page of escape codes: lines from `say` stand for it.
         self._bar = Bar(
@@ -25,7 +25,7 @@ class Progress:
             console=self._console,
             disable=not visible or not self._console.is_terminal,
         )
-        self._task = self._bar.add_task("training", total=steps, completed=done, losses="")
+        self._task = self._bar.add_task("training", total=steps, losses="")
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -35,6 +35,10 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+    def begin_at(self, step: int) -> None:
+        """That many steps are done already."""
+        self._bar.update(self._task, completed=step)
 
     def advance(self) -> None:
         """One more step is done."""

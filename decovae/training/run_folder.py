@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import yaml
-from torch.utils.tensorboard import SummaryWriter
 
-from decovae.errors import InputError
-from decovae.files import write_text
+from decovae.errors import InputError, RunError
+from decovae.files import write_text, writing
 from decovae.training.config import RunConfig
 from decovae.training.config_file import NAME, RETIRED, as_plain, leaves, read_plain
+from decovae.training.trackers import Board, Trackers
 
 HOW_NOT_WHAT = (
     "out",
@@ -24,12 +27,19 @@ HOW_NOT_WHAT = (
     *RETIRED,
     "checkpoint_every",
     "keep_checkpoints",
+    "keep_best",
     "log_every",
+    "skip_limit",
     "data.workers",
+    "data.batch_size",
+    "optimizer.accumulation",
+    "parallel",
+    "telemetry",
 )
-"""Options that change how a run is computed or kept, and may differ when it is resumed."""
+"""Options, and groups of options, that change how a run is computed or kept, and may differ when it is resumed. How
+many samples a step takes is said when it changes: more processes may have smaller batches."""
 
-PATHS = ("data.root", "vae", "latents")
+PATHS = ("data.root", "vae", "latents", "init")
 """Options that name what a run is given; older runs kept them as they were typed."""
 
 INPUTS = "inputs.json"
@@ -56,7 +66,7 @@ def check_folder(folder: Path, config: RunConfig) -> None:
     before |= {option: str(Path(before[option]).resolve()) for option in PATHS if before.get(option)}
     after = dict(leaves(as_plain(config)))
     for option in sorted(before.keys() | after.keys(), key=lambda name: (name != "stage", name)):
-        if option not in HOW_NOT_WHAT and before.get(option) != after.get(option):
+        if not {option, option.partition(".")[0]} & {*HOW_NOT_WHAT} and before.get(option) != after.get(option):
             raise InputError(
                 f"--out {folder}: holds a run with {option}={before.get(option)}, not {after.get(option)}; "
                 "give another --out, or the same options to resume it."
@@ -120,39 +130,76 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     return summary
 
 
+def _complain(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 class MetricsLog:
-    """``metrics.jsonl``, one object a line, and the same figures as TensorBoard events.
+    """``metrics.jsonl``, one object a line; the same figures as TensorBoard's events, and in the trackers asked for.
 
     Opening it drops what a run that died after its last checkpoint left behind: the lines of steps after ``step``, the
-    one that is resumed from, or all of them where there is none.
+    one that is resumed from, or all of them where there is none. As a context manager it is closed at the end, whatever
+    that is: an error is not hidden by one of closing.
+
+    Args:
+        folder: the run's.
+        config: the run's.
+        step: the one that is resumed from.
+        say: prints what is wrong with a tracker.
+
+    Raises:
+        InputError: if a tracker is not installed or cannot be reached.
+        RunError: on construction and of every method, if the files cannot be written.
     """
 
-    def __init__(self, folder: Path, *, step: int | None) -> None:
-        self.path = folder / "metrics.jsonl"
-        kept = [] if step is None else [record for record in self.records() if record["step"] <= step]
-        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = self.path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder), purge_step=0 if step is None else step + 1)
+    def __init__(
+        self, folder: Path, config: RunConfig, *, step: int | None, say: Callable[[str], None] = _complain
+    ) -> None:
+        self.folder, self.path = folder, folder / "metrics.jsonl"
+        with writing(folder), ExitStack() as opened:
+            kept = [] if step is None else [record for record in self.records() if record["step"] <= step]
+            write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+            self._file = self.path.open("a", encoding="utf-8")
+            opened.callback(self._file.close)
+            self._board = Board(folder, purge=0 if step is None else step + 1)
+            opened.callback(self._board.close)
+            self._trackers = Trackers(folder, config, say=say)
+            opened.pop_all()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            with suppress(RunError):
+                self.close(failed=True)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one line and flush it."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, float | int):
-                self._board.add_scalar(name, value, step)
+        scalars = {name: float(value) for name, value in values.items() if isinstance(value, float | int)}
+        with writing(self.path):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+            self._board.write(step, scalars)
+        self._trackers.write(step, scalars)
 
     def records(self) -> list[dict[str, Any]]:
         """Every line so far; none where there is no file."""
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         return [record for line in lines if (record := _parsed(line)) is not None]
 
-    def close(self) -> None:
-        """Flush to disk and close."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._board.close()
+    def close(self, *, failed: bool = False) -> None:
+        """Flush to disk and close, all of it even where a part cannot be."""
+        with writing(self.path), ExitStack() as closing:
+            closing.callback(self._trackers.close, failed=failed)
+            closing.callback(self._board.close)
+            closing.callback(self._file.close)
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -26,6 +26,11 @@ def learning_rate_factor(
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Set torch's generators for a step: a pure function of the run's seed, the step and the rank."""
+    """Set torch's generators for a step: a pure function of the run's seed, the step and the rank.
+
+    Nothing of this package draws from them in a step, for a rank's noise would depend on how many there are: see
+    `decovae.data.streams`. It is for what others' code draws, such as a network's dropout: a resumed run repeats that
+    on as many processes as before.
+    """
     state = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]
     torch.manual_seed(int(state))

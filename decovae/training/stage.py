@@ -10,18 +10,30 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from decovae.losses.objective import Loss
+from decovae.training.checkpoints import Best
 
 Batch = dict[str, Any]
 
 
-class Stage(Protocol):
-    """Networks, the losses of a batch, and validation."""
+class Networks(Protocol):
+    """Networks, and their losses on a batch: what a step of training needs."""
 
     networks: dict[str, nn.Module]
     """Trainable networks, each with an optimiser of its own; the first is the one that is averaged and exported."""
 
     learning_rates: dict[str, float]
     """Peak learning rate of each network."""
+
+    def losses(self, batch: Batch, step: int) -> Iterator[tuple[str, Loss]]:
+        """For each network its loss on the batch; the step runs its backward before it asks for the next."""
+        ...
+
+
+class Stage(Networks, Protocol):
+    """The same with data, validation and export."""
+
+    best: Best
+    """By which figure of a validation a checkpoint is kept for longer."""
 
     inputs: dict[str, str]
     """Hashes of what the run is given beside its options, such as latents; it is not resumed with others."""
@@ -32,10 +44,6 @@ class Stage(Protocol):
 
     def batches(self, position: int, *, steps: int) -> Iterable[Batch]:
         """This process's batches from a position in the order of samples on, enough for ``steps`` steps."""
-        ...
-
-    def losses(self, batch: Batch, step: int) -> Iterator[tuple[str, Loss]]:
-        """For each network its loss on the batch; the loop runs its backward before it asks for the next."""
         ...
 
     def validate(self, step: int, folder: Path, autocast: AbstractContextManager[Any]) -> dict[str, Any]:

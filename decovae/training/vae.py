@@ -9,15 +9,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from decovae.data import streams
+from decovae.generation.flow_file import sha256
 from decovae.losses.latent_head import Latent
 from decovae.losses.moments import ChannelMoments
 from decovae.losses.objective import VAEObjective
 from decovae.models.autoencoder import Autoencoder
-from decovae.models.weights import WEIGHTS_FILE, save_autoencoder
+from decovae.models.weights import WEIGHTS_FILE, load_initial, save_autoencoder, weights_file
 from decovae.runtime import Runtime
 from decovae.training.adversarial import AdversarialNetworks
+from decovae.training.checkpoints import Best
 from decovae.training.config import VAEConfig
-from decovae.training.parallel import compiles, prepare_module
+from decovae.training.parallel import prepare_module
 from decovae.training.stage import Batch
 from decovae.training.summary import reconstruction_summary
 from decovae.training.volumes import Patches
@@ -40,15 +43,21 @@ class VAENetworks(AdversarialNetworks):
         """The autoencoder."""
         config = self.config
         self.autoencoder = Autoencoder(config.model, memory=None if config.memory == "none" else config.memory)
-        self.autoencoder.start_latent(log_variance=config.initial_log_variance, orthogonal=config.initial_orthogonal)
+        if config.init is None:
+            self.autoencoder.start_latent(
+                log_variance=config.initial_log_variance, orthogonal=config.initial_orthogonal
+            )
+        else:
+            load_initial(self.autoencoder, config.init)
         if self.objective.decorrelation is not None:
             self.autoencoder.latent_head.group = self.runtime.group
-        prepare_module(self.autoencoder, self.runtime, compiled=compiles(config, self.runtime))
+        prepare_module(self.autoencoder, self.runtime, config)
         return self.autoencoder
 
-    def reconstruct(self, image: Tensor) -> tuple[Tensor, Latent | None]:
+    def reconstruct(self, image: Tensor, *, first: int = 0) -> tuple[Tensor, Latent | None]:
         """From a draw of the posterior."""
-        reconstruction, latent = self.autoencoder(image)
+        seed = streams.stream_seed(self.config.seed, streams.POSTERIOR)
+        reconstruction, latent = self.autoencoder(image, sample=True, seed=seed, first=first)
         return reconstruction, latent
 
 
@@ -59,10 +68,12 @@ class VAEStage(VAENetworks):
         InputError: if the volumes or the perceptual weights cannot be had.
     """
 
+    best = Best("psnr", higher=True)
+
     def __init__(self, config: VAEConfig, runtime: Runtime) -> None:
         runtime.fill_caches(lambda: (Patches(config, runtime), VAEObjective(config.loss)))
         self.patches = Patches(config, runtime)
-        self.inputs: dict[str, str] = {}
+        self.inputs = {} if config.init is None else {"init": sha256(weights_file(config.init))}
         super().__init__(config, runtime, VAEObjective(config.loss, deco=config.deco))
 
     def begin(self, folder: Path) -> None:

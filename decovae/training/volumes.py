@@ -17,6 +17,7 @@ from decovae.data.cohort import open_cohort
 from decovae.data.nifti import open_nifti
 from decovae.data.patches import PatchDataset, load_volume, split_subjects
 from decovae.data.volumes import Volumes
+from decovae.files import writing
 from decovae.losses.moments import ChannelMoments
 from decovae.losses.perceptual import PerceptualLoss
 from decovae.metrics.latents import analyze_latents
@@ -112,6 +113,7 @@ class Patches:
         rounds = -(-len(self.validation) // world)
         figures: list[dict[str, float]] = []
         moments: list[ChannelMoments] = []
+        pictured: tuple[Tensor, Tensor, str] | None = None
         for turn in range(rounds):
             # Sharded weights are gathered by all processes together: one without a volume repeats the last.
             place = turn * world + rank
@@ -127,8 +129,15 @@ class Patches:
             if place == 0:
                 subject = self.volumes.records[index].subject
                 title = f"{subject}, step {step}: PSNR {figures[-1]['psnr']:.2f} dB, SSIM {figures[-1]['ssim']:.3f}"
-                picture = folder / "previews" / f"step-{step:08d}.png"
-                save_preview(volume[0], reconstruction[0], picture, title=title)
+                pictured = volume[0].cpu(), reconstruction[0].cpu(), title
+
+        def save() -> None:
+            assert pictured is not None  # the first volume is the main process's
+            original, rebuilt, title = pictured
+            with writing(folder):
+                save_preview(original, rebuilt, folder / "previews" / f"step-{step:08d}.png", title=title)
+
+        self.runtime.on_main(save)
         gathered = list(chain.from_iterable(self.runtime.gather(figures)))
         analysis = analyze_latents(reduce(ChannelMoments.merge, chain.from_iterable(self.runtime.gather(moments))))
         return {

@@ -6,6 +6,7 @@ decovae::latent_head_backward    both gradients; ε is drawn again, not kept
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -24,15 +25,23 @@ _PIECE = 1 << 18
 
 
 def latent_head(
-    mu: torch.Tensor, log_variance: torch.Tensor, seed: torch.Tensor, *, offset: int = 0, group: str = ""
+    mu: torch.Tensor,
+    log_variance: torch.Tensor,
+    seed: torch.Tensor,
+    *,
+    offset: int = 0,
+    first: int = 0,
+    group: str = "",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Sample, KL divergence and moments of a latent posterior N(μ, σ²); differentiable once.
 
     Args:
         mu: (N, C, *spatial) or (N, C), float16, bfloat16, float32 or float64; computed in float32, float64 in float64.
         log_variance: log σ², of the same shape on the same device, any of these dtypes.
-        seed: (1,) int64 on the same device. The noise is a function of it, of `offset` and of a sample's place alone.
+        seed: (1,) int64 on the same device. The noise is a function of it, of `offset` and of a sample's number alone.
         offset: 0 … 2³²−1, a stream under the same seed.
+        first: 0 … 2³²−1, the number of the batch's first volume in whatever sequence the noise belongs to. With S
+            samples a volume, `mu` begins at sample first · S of the stream: a batch in parts draws what it draws whole.
         group: as in `channel_moments`, for the moments alone.
 
     Returns:
@@ -40,7 +49,7 @@ def latent_head(
         float64); packed moments of μ (1 + C + C²,), float64.
 
     Raises:
-        TypeError, ValueError: as `channel_moments`, or `log_variance`, `seed` or `offset` is not as above.
+        TypeError, ValueError: as `channel_moments`, or `log_variance`, `seed`, `offset` or `first` is not as above.
     """
     check_latent(mu)
     check_latent(log_variance)
@@ -56,13 +65,15 @@ def latent_head(
         )
     if not 0 <= offset < 2**32:
         raise ValueError(f"offset must be at least 0 and below 2**32, got {offset}")
-    z, kl, packed = _call_latent_head(mu, log_variance, seed, offset, group)
+    if not 0 <= first < 2**32:
+        raise ValueError(f"first must be at least 0 and below 2**32, got {first}")
+    z, kl, packed = _call_latent_head(mu, log_variance, seed, offset, first * math.prod(mu.shape[2:]), group)
     return z, kl, packed
 
 
 @torch.library.custom_op("decovae::latent_head", mutates_args=(), tags=UNCAPTURED)
 def _latent_head(
-    mu: torch.Tensor, log_variance: torch.Tensor, seed: torch.Tensor, offset: int, group: str
+    mu: torch.Tensor, log_variance: torch.Tensor, seed: torch.Tensor, offset: int, start: int, group: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     z = torch.empty_like(mu)
     if mu.numel() == 0:
@@ -71,23 +82,23 @@ def _latent_head(
     blocks = _common_blocks(mu, log_variance, z)
     if blocks is None:
         # Strides that differ, or that no view can flatten: one copy of each.
-        result = _latent_head(mu.contiguous(), log_variance.contiguous(), seed, offset, group)
+        result = _latent_head(mu.contiguous(), log_variance.contiguous(), seed, offset, start, group)
         return z.copy_(result[0]), *result[1:]
     source, spread, target = blocks
     if _both_run_in_triton(mu, log_variance):
         from decovae_kernels import latent_head_triton
 
-        kl, packed = latent_head_triton.forward(source, spread, target, seed, offset)
+        kl, packed = latent_head_triton.forward(source, spread, target, seed, offset, start)
     else:
         with full_precision(mu):
-            kl = _forward_torch(source, spread, target, seed, offset)
+            kl = _forward_torch(source, spread, target, seed, offset, start)
             packed = moments_torch.moments(source)
     return z, kl.to(_kl_dtype(mu)), ranks.merge_across(packed, group)
 
 
 @_latent_head.register_fake
 def _(
-    mu: torch.Tensor, log_variance: torch.Tensor, seed: torch.Tensor, offset: int, group: str
+    mu: torch.Tensor, log_variance: torch.Tensor, seed: torch.Tensor, offset: int, start: int, group: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     packed = mu.new_empty(packing.size(mu.shape[1]), dtype=torch.float64)
     return torch.empty_like(mu), mu.new_empty((), dtype=_kl_dtype(mu)), packed
@@ -99,6 +110,7 @@ def _latent_head_backward(
     log_variance: torch.Tensor,
     seed: torch.Tensor,
     offset: int,
+    start: int,
     packed: torch.Tensor,
     grad_z: torch.Tensor | None,
     grad_kl: torch.Tensor | None,
@@ -114,7 +126,7 @@ def _latent_head_backward(
     if blocks is None:
         plain = (x.contiguous() for x in (mu, log_variance))
         grad_z = None if grad_z is None else grad_z.contiguous()
-        found = _latent_head_backward(*plain, seed, offset, packed, grad_z, grad_kl, grad_packed, replicas)
+        found = _latent_head_backward(*plain, seed, offset, start, packed, grad_z, grad_kl, grad_packed, replicas)
         return grads[0].copy_(found[0]), grads[1].copy_(found[1])
     source, spread, out_mu, out_spread = blocks[:4]
     upstream = blocks[4] if given else None
@@ -122,7 +134,7 @@ def _latent_head_backward(
         from decovae_kernels import latent_head_triton
 
         latent_head_triton.backward(
-            source, spread, upstream, out_mu, out_spread, seed, offset, packed, grad_kl, grad_packed, replicas
+            source, spread, upstream, out_mu, out_spread, seed, offset, start, packed, grad_kl, grad_packed, replicas
         )
         return grads
     with full_precision(mu):
@@ -130,7 +142,7 @@ def _latent_head_backward(
             out_mu.zero_()
         else:
             moments_torch.input_gradient(source, packed, grad_packed, replicas, out=out_mu)
-        _backward_torch(source, spread, upstream, out_mu, out_spread, seed, offset, grad_kl)
+        _backward_torch(source, spread, upstream, out_mu, out_spread, seed, offset, start, grad_kl)
     return grads
 
 
@@ -140,6 +152,7 @@ def _(
     log_variance: torch.Tensor,
     seed: torch.Tensor,
     offset: int,
+    start: int,
     packed: torch.Tensor,
     grad_z: torch.Tensor | None,
     grad_kl: torch.Tensor | None,
@@ -150,7 +163,7 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    mu, log_variance, seed, ctx.offset, ctx.group = inputs
+    mu, log_variance, seed, ctx.offset, ctx.start, ctx.group = inputs
     ctx.save_for_backward(mu, log_variance, seed, output[2])
     ctx.set_materialize_grads(False)
 
@@ -158,9 +171,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
 def _backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     mu, log_variance, seed, packed = ctx.saved_tensors
     if all(grad is None for grad in grads):
-        return (None,) * 5
+        return (None,) * 6
     replicas = ranks.world_size(ctx.group)
-    return *_latent_head_backward(mu, log_variance, seed, ctx.offset, packed, *grads, replicas), None, None, None
+    found = _latent_head_backward(mu, log_variance, seed, ctx.offset, ctx.start, packed, *grads, replicas)
+    return *found, None, None, None, None
 
 
 _call_latent_head = differentiable(_latent_head, _save, _backward)
@@ -170,7 +184,7 @@ register_flop_formula(torch.ops.decovae.latent_head)(product_flops)
 
 @register_flop_formula(torch.ops.decovae.latent_head_backward)
 def _backward_flops(shape: torch.Size, *others: Any, **_: Any) -> int:
-    grad_packed = others[6]
+    grad_packed = others[7]
     return 0 if grad_packed is None else product_flops(shape)
 
 
@@ -200,15 +214,15 @@ def _pieces(blocks: torch.Tensor) -> list[tuple[int, int, int]]:
 
 
 def _forward_torch(
-    mu: torch.Tensor, log_variance: torch.Tensor, z: torch.Tensor, seed: torch.Tensor, offset: int
+    mu: torch.Tensor, log_variance: torch.Tensor, z: torch.Tensor, seed: torch.Tensor, offset: int, start: int
 ) -> torch.Tensor:
     """Write z; return the KL divergence, float64."""
     dtype = torch.promote_types(mu.dtype, torch.float32)
     total = torch.zeros((), dtype=torch.float64, device=mu.device)
-    for b, start, end in _pieces(mu):
-        here = b, slice(None), slice(start, end)
+    for b, low, high in _pieces(mu):
+        here = b, slice(None), slice(low, high)
         mean, spread = mu[here].to(dtype), log_variance[here].to(dtype)
-        epsilon = normals(seed, offset, b * mu.shape[2] + start, end - start, mu.shape[1])
+        epsilon = normals(seed, offset, start + b * mu.shape[2] + low, high - low, mu.shape[1])
         z[here] = mean + (0.5 * spread).exp() * epsilon
         total += (mean.square() + spread.exp() - spread - 1).sum(dtype=torch.float64)
     return total * (0.5 / mu.numel())
@@ -222,18 +236,19 @@ def _backward_torch(
     out_spread: torch.Tensor,
     seed: torch.Tensor,
     offset: int,
+    start: int,
     grad_kl: torch.Tensor | None,
 ) -> None:
     """Add z's and the KL's part to `out_mu`, and write `out_spread`."""
     dtype = torch.promote_types(mu.dtype, torch.float32)
     weight = None if grad_kl is None else grad_kl.to(dtype) / mu.numel()
-    for b, start, end in _pieces(mu):
-        here = b, slice(None), slice(start, end)
+    for b, low, high in _pieces(mu):
+        here = b, slice(None), slice(low, high)
         spread = log_variance[here].to(dtype)
         along_mu, along_spread = out_mu[here].to(dtype), torch.zeros_like(spread)
         if grad_z is not None:
             upstream = grad_z[here].to(dtype)
-            epsilon = normals(seed, offset, b * mu.shape[2] + start, end - start, mu.shape[1])
+            epsilon = normals(seed, offset, start + b * mu.shape[2] + low, high - low, mu.shape[1])
             along_mu = along_mu + upstream
             along_spread += 0.5 * upstream * (0.5 * spread).exp() * epsilon
         if weight is not None:

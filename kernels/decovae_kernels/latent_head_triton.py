@@ -77,10 +77,11 @@ def _noise(seed, offset, sample, first_group, CHANNELS: tl.constexpr):
     return noise
 
 
-@triton.jit
+# `start` is another number in every step: neither its value nor its size may ask for a kernel of its own.
+@triton.jit(do_not_specialize=["start"])
 def _head_kernel(
     mu_ptr, log_variance_ptr, z_ptr, seed_ptr, rows_ptr, counter_ptr, packed_ptr, kl_ptr,
-    offset, first_group, length, tiles_per_block, tiles, per_element,
+    offset, start: tl.int64, first_group, length, tiles_per_block, tiles, per_element,
     stride_block, stride_channel, stride_sample, spread_block, spread_channel, spread_sample,
     z_block, z_channel, z_sample,
     CHANNELS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
@@ -123,7 +124,8 @@ def _head_kernel(
             log_variance_ptr, block, tile, inside, spread_block, spread_channel, spread_sample,
             CHANNELS, LANES, LAYOUT, MASKED,
         )  # fmt: skip
-        noise = _noise(seed, offset, block.to(tl.int64) * length + place, first_group, CHANNELS)
+        sample = start + block.to(tl.int64) * length + tile * LANES + tl.arange(0, LANES)
+        noise = _noise(seed, offset, sample, first_group, CHANNELS)
         z = ()
         shifted = ()
         for i in tl.static_range(CHANNELS):
@@ -149,11 +151,11 @@ def _head_kernel(
             tl.store(counter_ptr, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["start"])
 def _head_gradient_kernel(
     mu_ptr, log_variance_ptr, grad_z_ptr, out_mu_ptr, out_log_variance_ptr, seed_ptr,
     packed_ptr, grad_kl_ptr, direction_ptr, scratch_ptr,
-    offset, first_group, replicas, length, tiles_per_block, tiles, per_element,
+    offset, start: tl.int64, first_group, replicas, length, tiles_per_block, tiles, per_element,
     stride_block, stride_channel, stride_sample, spread_block, spread_channel, spread_sample,
     grad_block, grad_channel, grad_sample, out_block, out_channel, out_sample,
     out_spread_block, out_spread_channel, out_spread_sample,
@@ -197,7 +199,8 @@ def _head_gradient_kernel(
             upstream = load_channels(
                 grad_z_ptr, block, tile, inside, grad_block, grad_channel, grad_sample, CHANNELS, LANES, LAYOUT, MASKED
             )
-            noise = _noise(seed, offset, block.to(tl.int64) * length + place, first_group, CHANNELS)
+            sample = start + block.to(tl.int64) * length + tile * LANES + tl.arange(0, LANES)
+            noise = _noise(seed, offset, sample, first_group, CHANNELS)
         along_mu = ()
         along_spread = ()
         for i in tl.static_range(CHANNELS):
@@ -222,19 +225,21 @@ def _head_gradient_kernel(
 
 
 def forward(
-    mu: torch.Tensor, log_variance: torch.Tensor, z: torch.Tensor, seed: torch.Tensor, offset: int
+    mu: torch.Tensor, log_variance: torch.Tensor, z: torch.Tensor, seed: torch.Tensor, offset: int, start: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Write z (B, C, L); return the KL divergence () and the packed moments of `mu`."""
     channels = mu.shape[1]
     if channels <= _MAX_CHANNELS:
         packed = mu.new_empty(packing.size(channels), dtype=torch.float64)
         kl = mu.new_empty((), dtype=torch.float32)
-        _launch_forward(mu, log_variance, z, seed, offset, 0, packed, kl)
+        _launch_forward(mu, log_variance, z, seed, offset, start, 0, packed, kl)
         return kl, packed
     total = torch.zeros((), dtype=torch.float64, device=mu.device)
     for first in range(0, channels, _MAX_CHANNELS):
         some = slice(first, first + _MAX_CHANNELS)
-        rows = _launch_forward(mu[:, some], log_variance[:, some], z[:, some], seed, offset, first // 4, None, None)
+        rows = _launch_forward(
+            mu[:, some], log_variance[:, some], z[:, some], seed, offset, start, first // 4, None, None
+        )
         total += rows[:, -1].sum()
     return total * (0.5 / mu.numel()), moments_triton.moments(mu)
 
@@ -247,6 +252,7 @@ def backward(
     out_log_variance: torch.Tensor,
     seed: torch.Tensor,
     offset: int,
+    start: int,
     packed: torch.Tensor,
     grad_kl: torch.Tensor | None,
     direction: torch.Tensor | None,
@@ -263,7 +269,7 @@ def backward(
         some = slice(first, first + _MAX_CHANNELS)
         tensors = [x[:, some] for x in (mu, log_variance, mu if grad_z is None else grad_z, out_mu, out_log_variance)]
         _launch_backward(
-            tensors, seed, offset, first // 4, packed, grad_kl, None if added else direction, replicas,
+            tensors, seed, offset, start, first // 4, packed, grad_kl, None if added else direction, replicas,
             per_element=1 / mu.numel(), sampled=grad_z is not None, added=added,
         )  # fmt: skip
 
@@ -274,6 +280,7 @@ def _launch_forward(
     z: torch.Tensor,
     seed: torch.Tensor,
     offset: int,
+    start: int,
     first_group: int,
     packed: torch.Tensor | None,
     kl: torch.Tensor | None,
@@ -287,7 +294,7 @@ def _launch_forward(
     launch(
         _head_kernel, (walk.programs,),
         mu, log_variance, z, seed, partial, None if packed is None else arrivals(mu.device), packed, kl,
-        offset, first_group, length, walk.tiles_per_block, walk.tiles, 1 / mu.numel(),
+        offset, start, first_group, length, walk.tiles_per_block, walk.tiles, 1 / mu.numel(),
         *mu.stride(), *log_variance.stride(), *z.stride(),
         CHANNELS=channels, ROWS=rows, LANES=walk.lanes, WIDTH=walk.width, LAYOUT=layout, MASKED=walk.masked,
         PARTS=moments_triton.merge_parts(rows, walk.warps), MOMENTS=packed is not None, num_warps=walk.warps,
@@ -299,6 +306,7 @@ def _launch_backward(
     tensors: list[torch.Tensor],
     seed: torch.Tensor,
     offset: int,
+    start: int,
     first_group: int,
     packed: torch.Tensor,
     grad_kl: torch.Tensor | None,
@@ -319,7 +327,7 @@ def _launch_backward(
     launch(
         _head_gradient_kernel, (walk.programs,),
         mu, log_variance, grad_z, out_mu, out_log_variance, seed, packed, grad_kl, direction, scratch,
-        offset, first_group, replicas, length, walk.tiles_per_block, walk.tiles, per_element,
+        offset, start, first_group, replicas, length, walk.tiles_per_block, walk.tiles, per_element,
         *mu.stride(), *log_variance.stride(), *grad_z.stride(), *out_mu.stride(), *out_log_variance.stride(),
         CHANNELS=channels, ROWS=power_of_two(channels), LANES=walk.lanes, LAYOUT=layout, MASKED=walk.masked,
         SAMPLED=sampled, DIVERGENCE=grad_kl is not None, MOMENTS=direction is not None, ADDED=added,

@@ -1,4 +1,4 @@
-"""The latent head's own stream of normal numbers: a pure function of (seed, offset) and of a sample's place.
+"""The latent head's own stream of normal numbers: a pure function of (seed, offset) and of a sample's number.
 
 Counter-based (Philox4x32-10; Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3"): the four normals of
 channels 4g … 4g+3 of sample s come from key `seed` and counter (s mod 2³², s div 2³², g, offset). So the noise does not

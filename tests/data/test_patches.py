@@ -52,6 +52,7 @@ def test_a_sample_is_a_function_of_seed_and_position() -> None:
         assert sample["image"].shape == (1, 6, 6, 6)
         assert sample["image"].dtype == torch.float32
         assert torch.equal(second[position]["image"], sample["image"])
+        assert sample["position"] == position
     assert not torch.equal(samples[0]["image"], samples[1]["image"])
     assert not torch.equal(dataset(volumes, seed=1)[7]["image"], samples[0]["image"])
 

@@ -85,7 +85,7 @@ def on_processes(world: int, action: Callable[[Runtime], Result]) -> list[Result
 
     def work(rank: int) -> None:
         try:
-            results[rank] = action(Thread(torch.device("cpu"), rank, rank, world, None, barrier, board))
+            results[rank] = action(Thread(torch.device("cpu"), rank, rank, world, barrier=barrier, board=board))
         except BaseException as error:
             results[rank] = error
 

@@ -179,7 +179,8 @@ def test_a_flow_without_conditions_takes_none() -> None:
 def test_whole_rows_are_dropped_and_entries_of_the_others() -> None:
     count, share = 20_000, 0.2
     batch = torch.randn(count, 3)
-    dropped = drop_conditions(batch, share, torch.Generator().manual_seed(0))
+    draws = torch.rand(count, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    dropped = drop_conditions(batch, share, draws)
     gone = dropped.isnan()
     assert torch.equal(dropped[~gone], batch[~gone])
     codes = (gone.long() * torch.tensor([1, 2, 4])).sum(1).bincount(minlength=8) / count
@@ -187,11 +188,10 @@ def test_whole_rows_are_dropped_and_entries_of_the_others() -> None:
         absent = code.bit_count()
         expected = (1 - share) * share**absent * (1 - share) ** (3 - absent) + (share if absent == 3 else 0)
         assert abs(found - expected) < 4 * math.sqrt(expected * (1 - expected) / count), "every subset is seen"
-    again = drop_conditions(batch, share, torch.Generator().manual_seed(0))
-    assert torch.equal(again.isnan(), gone)
-    assert torch.equal(drop_conditions(batch, 0.0), batch)
-    assert drop_conditions(batch, 1.0).isnan().all()
-    assert drop_conditions(torch.empty(5, 0), 0.5).shape == (5, 0)
+    assert torch.equal(drop_conditions(batch[5:9], share, draws[5:9]).isnan(), gone[5:9])
+    assert torch.equal(drop_conditions(batch, 0.0, draws), batch)
+    assert drop_conditions(batch, 1.0, draws).isnan().all()
+    assert drop_conditions(torch.empty(5, 0), 0.5, draws[:5, :1]).shape == (5, 0)
     assert batch.isfinite().all()
 
 

@@ -51,7 +51,7 @@ def test_drawn_times_have_the_schedule_s_distribution_and_its_quantiles() -> Non
     schedule = TimeSchedule()
     ratio = 1.4 * (VOXELS / 32**3) ** (1 / 3)
     count = 20_000
-    drawn = schedule.draw(count, VOXELS, generator=torch.Generator().manual_seed(0))
+    drawn = schedule.draw(torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), VOXELS)
     assert drawn.dtype == torch.float32
     ordered = drawn.double().sort().values
     level = 1 - ordered
@@ -66,10 +66,11 @@ def test_drawn_times_have_the_schedule_s_distribution_and_its_quantiles() -> Non
     torch.testing.assert_close(1 - level / (ratio - (ratio - 1) * level), expected, rtol=0, atol=1e-6)
 
 
-def test_times_are_the_generator_s() -> None:
-    first, second = (TimeSchedule().draw(8, VOXELS, generator=torch.Generator().manual_seed(1)) for _ in range(2))
-    assert torch.equal(first, second)
-    assert TimeSchedule().draw(0, VOXELS).shape == (0,)
+def test_a_drawn_time_is_a_function_of_its_own_number() -> None:
+    uniforms = torch.rand(8, dtype=torch.float64)
+    drawn = TimeSchedule().draw(uniforms, VOXELS)
+    torch.testing.assert_close(torch.cat([TimeSchedule().draw(part, VOXELS) for part in uniforms.split(3)]), drawn)
+    assert TimeSchedule().draw(uniforms[:0], VOXELS).shape == (0,)
 
 
 @pytest.mark.parametrize("wrong", [{"scale": 0.0}, {"scale": float("nan")}, {"base_voxels": 0}, {"distribution": "x"}])

@@ -58,7 +58,7 @@ def test_training_recovers_a_gaussian() -> None:
     train(
         network,
         lambda generator: GAUSSIAN.end(standard((256, 2, *SHAPE), generator)),
-        lambda count, generator: UNIFORM.draw(count, 8, generator=generator),
+        lambda count, generator: UNIFORM.draw(torch.rand(count, dtype=torch.float64, generator=generator), 8),
         steps=1000,
     )
     network.double()
@@ -99,7 +99,7 @@ def test_training_recovers_two_modes() -> None:
     train(
         network,
         lambda generator: TWO_MODES.sample((256, 1, *SHAPE), generator),
-        lambda count, generator: UNIFORM.draw(count, 8, generator=generator),
+        lambda count, generator: UNIFORM.draw(torch.rand(count, dtype=torch.float64, generator=generator), 8),
         steps=1200,
     )
     network.double()

@@ -26,6 +26,7 @@ from tests.kernels.compiled import (
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last_3d}
+STARTS = (0, 1, 13, 2**40)  # samples before a batch's first: another number every step
 
 
 def _latent(channels: int, dtype: str, layout: str) -> torch.Tensor:
@@ -57,7 +58,8 @@ def _latent_head(channels: int, dtype: str, layout: str) -> None:
     from decovae_kernels._layout import readable_blocks
 
     mu, log_variance, z = (readable_blocks(_latent(channels, dtype, layout)) for _ in range(3))
-    latent_head_triton.forward(mu, log_variance, z, torch.empty(1, dtype=torch.int64), 1)
+    for start in STARTS:
+        latent_head_triton.forward(mu, log_variance, z, torch.empty(1, dtype=torch.int64), 1, start)
 
 
 def _latent_head_gradient(channels: int, dtype: str, layout: str) -> None:
@@ -68,7 +70,8 @@ def _latent_head_gradient(channels: int, dtype: str, layout: str) -> None:
     tensors = [readable_blocks(_latent(channels, dtype, layout)) for _ in range(5)]
     packed, direction = torch.empty(2, packing.size(channels), dtype=torch.float64)
     seed = torch.empty(1, dtype=torch.int64)
-    latent_head_triton.backward(*tensors, seed, 1, packed, torch.empty(()), direction, 1)
+    for start in STARTS:
+        latent_head_triton.backward(*tensors, seed, 1, start, packed, torch.empty(()), direction, 1)
 
 
 def _block(channels: int, dtype: str, layout: str) -> None:
@@ -251,6 +254,15 @@ def test_the_command_ends_with_1_where_a_kernel_spills_or_moves_little_at_a_time
     assert main() == len(faults)
     told = capsys.readouterr().err.splitlines()
     assert told == [f"latent_head-C4-bfloat16-contiguous, sm_86: _head_kernel {fault}" for fault in faults]
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if name.startswith("latent_head")])
+def test_one_latent_head_serves_every_step(compiled: list[Result], case: str) -> None:
+    """Whatever number its batch begins with: a kernel of its own would be compiled in the midst of training."""
+    for capability in CAPABILITIES:
+        first, *others = _of(compiled, case, capability)
+        assert len(others) == len(STARTS) - 1
+        assert all(other.kernel == first.kernel and other.code == first.code for other in others)
 
 
 @pytest.mark.parametrize(("case", "capability"), COMPILED)

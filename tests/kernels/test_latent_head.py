@@ -26,10 +26,10 @@ def seed(value: int = 2**62 + 12345) -> torch.Tensor:
     return torch.full((1,), value, device=DEVICE)
 
 
-def noise(shape: tuple[int, ...], value: int = 2**62 + 12345, offset: int = 0) -> torch.Tensor:
+def noise(shape: tuple[int, ...], value: int = 2**62 + 12345, offset: int = 0, first: int = 0) -> torch.Tensor:
     """ε of a latent of this shape: what the head adds to μ = 0 at σ = 1."""
     zero = torch.zeros(shape, device=DEVICE)
-    return latent_head(zero, zero, seed(value), offset=offset)[0]
+    return latent_head(zero, zero, seed(value), offset=offset, first=first)[0]
 
 
 @settings(max_examples=25, deadline=None)
@@ -134,6 +134,37 @@ def test_noise_depends_on_seed_offset_and_place_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
+@pytest.mark.parametrize("shape", [(4, 3, 5, 7), (4, 12, 1, 3, 5), (4, 4)])
+def test_parts_of_a_batch_are_together_the_whole(name: str, layout: str, shape: tuple[int, ...]) -> None:
+    """As processes share it: each says with which volume it begins, and KL divergences are averaged."""
+    mu, log_variance, upstream = (arrange(x, layout) for x in torch.randn(3, *shape, device=DEVICE))
+
+    def run(part: slice) -> tuple[torch.Tensor, ...]:
+        leaves = [x[part].detach().requires_grad_() for x in (mu, log_variance)]
+        z, kl, _ = latent_head(*leaves, seed(), offset=3, first=6 + part.start)
+        share = len(z) / len(mu)
+        return z, *torch.autograd.grad([z, kl], leaves, [upstream[part], kl.new_tensor(5 * share)]), kl * share
+
+    with implementation(name):
+        *whole, kl = run(slice(0, 4))
+        found = [run(slice(*ends)) for ends in ((0, 1), (1, 3), (3, 4))]
+        *parts, divergences = zip(*found, strict=True)
+        assert not torch.equal(whole[0], latent_head(mu, log_variance, seed(), offset=3, first=5)[0])
+    torch.testing.assert_close([torch.cat(part) for part in parts], whole, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(sum(divergences), kl)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_volumes_are_numbered_in_64_bits(name: str) -> None:
+    with implementation(name):
+        for first in (1, 2**30, 2**31, 2**32 - 1):
+            expected = normals(seed(), 7, 15 * first, 15, 4).view(1, 4, 3, 5)
+            drawn = noise((1, 4, 3, 5), offset=7, first=first)
+            torch.testing.assert_close(drawn, expected, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_non_finite_latents_show(name: str) -> None:
     mu, log_variance = torch.randn(2, 2, 4, 30, device=DEVICE)
     mu[1, 2, 3] = torch.inf
@@ -170,6 +201,8 @@ def test_wrong_input_is_refused_by_name() -> None:
         latent_head(mu, mu, torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"offset .* got -1"):
         latent_head(mu, mu, key, offset=-1)
+    with pytest.raises(ValueError, match=r"first .* got 4294967296"):
+        latent_head(mu, mu, key, first=2**32)
     with pytest.raises(TypeError, match=r"torch\.int64"):
         latent_head(mu.long(), mu.long(), key)
 

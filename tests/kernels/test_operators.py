@@ -30,7 +30,7 @@ def seed(value: int = 7) -> torch.Tensor:
 
 def everything(x: torch.Tensor) -> torch.Tensor:
     """A scalar in which every operator takes part."""
-    z, kl, packed = latent_head(x, x * 0.5, seed())
+    z, kl, packed = latent_head(x, x * 0.5, seed(), first=2)
     return z.float().square().mean() + kl + decorrelation(x, ALL) + moments_decorrelation(packed, VAD)
 
 
@@ -46,9 +46,9 @@ def test_operators_are_registered_properly(name: str, layout: str) -> None:
         torch.library.opcheck(ops.decorrelation, (leaf, *ALL, ""))
         torch.library.opcheck(ops.moments_decorrelation, (packed.detach().requires_grad_(), *ALL))
         torch.library.opcheck(ops.moments_gradient, (x, packed, packed, packed[0], 2))
-        torch.library.opcheck(ops.latent_head, (leaf, leaf.detach().clone().requires_grad_(), seed(), 3, ""))
-        torch.library.opcheck(ops.latent_head_backward, (x, x, seed(), 3, packed, x, packed[0], packed, 1))
-        torch.library.opcheck(ops.latent_head_backward, (x, x, seed(), 3, packed, None, None, packed, 1))
+        torch.library.opcheck(ops.latent_head, (leaf, leaf.detach().clone().requires_grad_(), seed(), 3, 60, ""))
+        torch.library.opcheck(ops.latent_head_backward, (x, x, seed(), 3, 60, packed, x, packed[0], packed, 1))
+        torch.library.opcheck(ops.latent_head_backward, (x, x, seed(), 3, 60, packed, None, None, packed, 1))
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)

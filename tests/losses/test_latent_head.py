@@ -73,6 +73,15 @@ def test_a_given_seed_leaves_torch_s_generator_alone() -> None:
     assert not torch.equal(head(mu, log_variance, seed=3, offset=8).z, z)
 
 
+def test_a_batch_in_parts_is_sampled_as_the_whole() -> None:
+    mu, log_variance = posterior(5, 4, 3, 5, 6)
+    head = LatentHead()
+    whole = head(mu, log_variance, seed=3, first=10).z
+    parts = [head(mu[some], log_variance[some], seed=3, first=10 + some.start).z for some in (slice(0, 2), slice(2, 5))]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-6, atol=1e-6)
+    assert not torch.equal(head(mu, log_variance, seed=3).z, whole)
+
+
 def test_gradients_reach_both_inputs() -> None:
     mu, log_variance = (x.requires_grad_() for x in posterior())
     z, kl, moments = LatentHead()(mu, log_variance, seed=1)

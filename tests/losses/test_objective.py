@@ -35,8 +35,7 @@ def outputs() -> dict[str, Any]:
 
 
 def generator(objective: VAEObjective, outputs: dict[str, Any], discriminators: nn.Module | None, step: int = 0):
-    torch.manual_seed(1)
-    planes = objective.slices(outputs["image"], outputs["reconstruction"], step)
+    planes = objective.slices(outputs["image"], outputs["reconstruction"], step, seed=1)
     return objective.generator(**outputs, planes=planes, discriminators=discriminators, step=step), planes
 
 
@@ -116,7 +115,7 @@ def test_each_network_s_gradient_comes_from_its_own_loss_only(outputs: dict[str,
     """The stage's two losses, with an autoencoder and discriminators that both take part in each of them."""
     stage = object.__new__(VAEStage)  # the losses alone: no volumes are needed
     stage.config, stage.runtime, stage.name = QUICKSTART, Runtime(torch.device("cpu")), "autoencoder"
-    stage.objective = VAEObjective(WEIGHTS)
+    stage.objective, stage.slice_seed = VAEObjective(WEIGHTS), 0
     stage.autoencoder = Autoencoder(AutoencoderConfig(channels=(8, 16), residual_blocks=1, groups=4))
     stage.discriminators = Discriminators(channels=8)
     losses = stage.losses({"image": outputs["image"]}, step=0)
@@ -139,22 +138,47 @@ def test_each_network_s_gradient_comes_from_its_own_loss_only(outputs: dict[str,
 def test_slices_are_the_same_in_every_volume_and_as_many_as_asked() -> None:
     torch.manual_seed(0)
     first = torch.rand(2, 1, 20, 24, 28)
-    planes = random_slices(0.2, first, 2 * first)
-    assert [tuple(plane[0].shape) for plane in planes] == [(8, 1, 24, 28), (10, 1, 20, 28), (11, 1, 20, 24)]
+    planes = random_slices(0.2, first, 2 * first, seed=3)
+    assert [tuple(plane[0].shape) for plane in planes] == [(8, 1, 24, 28), (10, 1, 20, 28), (12, 1, 20, 24)]
     for axis, (one, two) in zip((2, 3, 4), planes, strict=True):
         torch.testing.assert_close(two, 2 * one)
         every = first.movedim(axis, 1).flatten(0, 1)
         matches = [(every == slice_).flatten(1).all(1).nonzero().item() for slice_ in one]
         assert len(set(matches)) == len(matches)  # drawn without replacement
-    assert random_slices(1e-6, first)[0][0].shape[0] == 1
+        ahead = [match < first.shape[axis] for match in matches]
+        assert ahead == sorted(ahead, reverse=True)
+        assert sum(ahead) == len(matches) // 2  # as many of each sample
+    assert random_slices(1e-6, first, seed=3)[0][0].shape[0] == 2
+
+
+def test_a_sample_s_slices_depend_on_seed_and_position_alone() -> None:
+    volumes = torch.rand(4, 1, 10, 12, 14)
+
+    def drawn(*samples: int, seed: int = 1, positions: tuple[int, ...] = ()) -> list[torch.Tensor]:
+        places = positions or tuple(7 + sample for sample in samples)
+        found = random_slices(0.3, volumes[list(samples)], seed=seed, positions=places)
+        return [plane.unflatten(0, (len(samples), -1)) for (plane,) in found]
+
+    whole = drawn(0, 1, 2, 3)
+    for parts in ([(0, 1), (2, 3)], [(3,), (0, 2, 1)]):
+        for part in parts:
+            for found, expected in zip(drawn(*part), whole, strict=True):
+                assert torch.equal(found, expected[list(part)])
+    elsewhere, by_another_seed = drawn(0, positions=(8,)), drawn(0, seed=2)
+    for other in (elsewhere, by_another_seed):
+        assert not all(torch.equal(a[0], b[0]) for a, b in zip(other, whole, strict=True))
+    seen = {random_slices(0.01, volumes[:1], seed=1, positions=[p])[0][0].sum().item() for p in range(100)}
+    assert len(seen) == 10, "every slice has its turn"
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.5, float("nan")])
 def test_an_impossible_share_of_slices_is_refused(fraction: float) -> None:
     with pytest.raises(ValueError, match=str(fraction)):
-        random_slices(fraction, torch.zeros(1, 1, 4, 4, 4))
+        random_slices(fraction, torch.zeros(1, 1, 4, 4, 4), seed=0)
 
 
 def test_volumes_of_different_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="share one"):
-        random_slices(0.5, torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 1, 4, 4, 5))
+        random_slices(0.5, torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 1, 4, 4, 5), seed=0)
+    with pytest.raises(ValueError, match="one position a sample: 1, not 2"):
+        random_slices(0.5, torch.zeros(1, 1, 4, 4, 4), seed=0, positions=[4, 5])

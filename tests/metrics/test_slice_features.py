@@ -229,7 +229,7 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_inception_features_are_torchvisions(inception_file: Path) -> None:
     network = inception_network(inception_file)
     reference = inception_v3(init_weights=False, transform_input=True)
-    reference.load_state_dict(torch.load(inception_file))
+    reference.load_state_dict(torch.load(inception_file, weights_only=True))
     reference.fc = nn.Identity()
     mean, std = (
         torch.tensor(values, dtype=torch.float64).view(3, 1, 1)

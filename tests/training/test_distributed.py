@@ -36,22 +36,6 @@ def test_two_processes_train_resume_and_summarise(tmp_path: Path) -> None:
     assert again["psnr"] == pytest.approx(summary["psnr"], abs=3)
 
 
-def test_two_processes_see_the_batches_of_one(tmp_path: Path) -> None:
-    """The first step's terms that draw no noise are the same for 2 × 1 patches as for 1 × 2."""
-    options = ["--steps", "1", "--loss.adversarial-slices", "0", "--loss.perceptual", "0"]
-    assert tiny_run(tmp_path / "one", options) == 0
-    done = train(tmp_path / "two", *options, "--data.batch-size", "1")
-    assert done.returncode == 0, done.stderr
-    one, two = (
-        next(
-            json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines() if '"l1"' in line
-        )
-        for name in ("one", "two")
-    )
-    assert two["deco"] == pytest.approx(one["deco"], rel=1e-4)  # statistics of the global batch, not of a process's
-    assert two["kl"] == pytest.approx(one["kl"], rel=1e-4)
-
-
 @pytest.mark.gpu
 def test_a_gpu_trains_in_bf16_and_compiled(tmp_path: Path) -> None:
     options = ["--device", "cuda", "--data.workers", "1", "--memory", "tight"]

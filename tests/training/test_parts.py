@@ -51,18 +51,18 @@ def test_ranks_share_one_order_without_gaps_or_repeats(start: int, count: int, s
 
 
 def test_opening_the_log_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, step=None)
+    log = MetricsLog(tmp_path, QUICKSTART, step=None)
     for step in (1, 2, 3, 4):
         log.write(step, {"l1": 1.0 / step})
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "l')  # a process killed while it wrote
-    log = MetricsLog(tmp_path, step=2)
+    log = MetricsLog(tmp_path, QUICKSTART, step=2)
     log.write(3, {"l1": 9.0})
     log.close()
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert records == [{"step": 1, "l1": 1.0}, {"step": 2, "l1": 0.5}, {"step": 3, "l1": 9.0}]
-    MetricsLog(tmp_path, step=None).close()  # no checkpoint: the run begins again
+    MetricsLog(tmp_path, QUICKSTART, step=None).close()  # no checkpoint: the run begins again
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 

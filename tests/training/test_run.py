@@ -29,7 +29,7 @@ def records(out: Path) -> list[dict]:
 
 
 def without_times(out: Path) -> list[dict]:
-    return [{k: v for k, v in r.items() if k not in ("seconds_per_step", "samples_per_second")} for r in records(out)]
+    return [{k: v for k, v in r.items() if not k.startswith(("seconds_", "samples_per_second"))} for r in records(out)]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(finished: Path, t
     assert not all(torch.equal(reference[key], other[key]) for key in reference)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_an_interrupted_run_continues_to_the_same_bits(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
@@ -119,19 +119,19 @@ def test_an_interrupted_run_continues_to_the_same_bits(
 
 
 def test_average_and_accumulation_resume_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from decovae.training.loop import Training
+    from decovae.training.step import Step
 
     options = ["--optimizer.ema-decay", "0.9", "--optimizer.accumulation", "2", "--data.batch-size", "1"]
     assert tiny_run(tmp_path / "whole", options) == 0
-    one_step = Training.one_step
+    gradients = Step.gradients
 
-    def dies(self: Training, batches: object):
-        if self.step == 5:
+    def dies(self: Step, batches: object, step: int):
+        if step == 5:
             raise KeyboardInterrupt  # an abrupt end: nothing is saved
-        return one_step(self, batches)
+        return gradients(self, batches, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "one_step", dies)
+        patch.setattr(Step, "gradients", dies)
         assert tiny_run(tmp_path / "died", options) == 130
     assert records(tmp_path / "died")[-1]["step"] == 5
     assert tiny_run(tmp_path / "died", options) == 0
@@ -226,22 +226,54 @@ def test_augmented_patches_train(tmp_path: Path) -> None:
     assert tiny_run(tmp_path / "run", ["--data.augment", "--steps", "2"]) == 0
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def broken_at(steps: set[int], patch: pytest.MonkeyPatch) -> None:
+    """Let the images of some steps, counted from 0, be NaN."""
     from decovae.training import vae
 
     losses = vae.VAEStage.losses
 
     def broken(self: vae.VAEStage, batch: dict, step: int):
-        if step == 3:
+        if step in steps:
             batch = {**batch, "image": batch["image"] * float("nan")}
         return losses(self, batch, step)
 
-    monkeypatch.setattr(vae.VAEStage, "losses", broken)
-    assert tiny_run(tmp_path / "run") == 1
+    patch.setattr(vae.VAEStage, "losses", broken)
+
+
+def test_a_step_that_is_not_finite_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It changes no weight, its subjects are named, and a resumed run still counts it."""
+    from decovae.training.step import Step
+
+    update = Step.update
+
+    def dies(self: Step, step: int):
+        if step == 4:
+            raise KeyboardInterrupt
+        update(self, step)
+
+    with monkeypatch.context() as patch:
+        broken_at({3}, patch)
+        patch.setattr(Step, "update", dies)
+        assert tiny_run(tmp_path / "run") == 130
+    line = next(record for record in records(tmp_path / "run") if "skipped_for" in record)
+    assert line["step"] == 4
+    assert {"l1", "deco", "gradient_norm_autoencoder"} <= set(line["skipped_for"])  # never a silent zero
+    assert len(line["skipped_subjects"]) == 2
+    assert not any("l1" in record for record in records(tmp_path / "run") if record["step"] == 4)
+    assert tiny_run(tmp_path / "run") == 0
+    assert records(tmp_path / "run")[-2]["skipped_steps"] == 1
+    assert np.isfinite(json.loads((tmp_path / "run" / "summary.json").read_text())["psnr"])
+
+
+def test_too_many_steps_that_are_not_finite_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken_at({2, 3}, monkeypatch)
+    assert tiny_run(tmp_path / "run", ["--skip-limit", "1"]) == 1
     message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert message.startswith("error: Step 4:")
-    assert "l1" in message
-    assert "deco" in message  # never a silent zero
+    assert message.startswith("error: ")
+    dump = next((tmp_path / "run" / "nonfinite").glob("step-00000004*"))
+    assert str(dump) in message
+    content = torch.load(dump, weights_only=True)
+    assert all(subject in message for subject in content["batches"][0]["subject"])
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
