@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
@@ -27,6 +28,13 @@ def environment() -> dict[str, str]:
         **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")},
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), *inherited]),
     }
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listened on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _descendants(pid: int) -> list[int]:

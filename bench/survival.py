@@ -20,7 +20,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -33,9 +32,10 @@ from typing import Any
 
 import torch
 
-from bench.processes import ROOT, environment
+from bench.processes import ROOT, environment, free_port
 from decovae.files import load_safetensors
 from decovae.machine import describe
+from decovae.training.telemetry import OF_SPEED
 
 STEPS, VALIDATE_EVERY, CHECKPOINT_EVERY = 8, 4, 2
 
@@ -50,9 +50,6 @@ OPTIONS = (
 AIMS = {"moment": 3, "line": 4, "write": 3}
 """What a kill is aimed at, and how often: a moment between start and end, one after a line of the log, a checkpoint
 that is being written."""
-
-SPEEDS = ("seconds", "samples_per_second", "peak_", "reserved_", "gpu_", "joules", "utilization")
-"""What names of figures begin with that are another in every run."""
 
 LONGEST = 900.0
 """Seconds after which a run has failed."""
@@ -289,7 +286,7 @@ def _bits(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _timeless(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in record.items() if not name.startswith(SPEEDS)} for record in records]
+    return [{name: value for name, value in record.items() if name not in OF_SPEED} for record in records]
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:
@@ -324,13 +321,6 @@ def _writes(folder: Path) -> Iterator[int]:
 def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.with_suffix(".log").unlink(missing_ok=True)
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listened on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def place_of(rank: int, world: int, port: int) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
+from bench.processes import free_port as free_port
 from decovae.process import leave
 from decovae.runtime import Runtime, start_runtime
 
@@ -27,14 +27,6 @@ def _run(rank: int, function: Callable[..., None], arguments: tuple[Any, ...], w
     os.environ["WORLD_SIZE"] = str(world)
     function(rank, *arguments)
     leave(0)
-
-
-def free_port() -> int:
-    """A port for the processes of one test to meet at."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
-        return port
 
 
 @contextmanager

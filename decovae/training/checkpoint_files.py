@@ -48,7 +48,14 @@ def read_manifest(entry: Path) -> dict[str, Any]:
         raise Damaged(f"its {MANIFEST} cannot be read: {error}") from error
     if not isinstance(manifest, dict) or not {"step", "state", "files"} <= manifest.keys():
         raise Damaged(f"its {MANIFEST} is not one")
+    files = manifest["files"]
+    if not isinstance(files, dict) or not all(_is_noted(noted) for noted in files.values()):
+        raise Damaged(f"its {MANIFEST} does not say how long its files are")
     return manifest
+
+
+def _is_noted(noted: object) -> bool:
+    return isinstance(noted, dict) and all(isinstance(noted.get(key), int) for key in ("bytes", "crc32"))
 
 
 def check_files(entry: Path, files: Mapping[str, Mapping[str, int]]) -> None:
@@ -77,7 +84,7 @@ def clean(folder: Path) -> None:
         if path.suffix == REPLACED and not path.with_suffix("").exists():
             path.rename(path.with_suffix(""))  # killed between taking one away and putting the other there
         elif path.suffix in (PARTIAL, REMOVED, REPLACED):
-            shutil.rmtree(path)
+            drop(path)
 
 
 def make(partial: Path) -> None:
@@ -91,9 +98,10 @@ def make(partial: Path) -> None:
     partial.mkdir(parents=True)
 
 
-def drop(partial: Path) -> None:
-    """Remove an entry that could not be written, as far as the file system lets it."""
-    shutil.rmtree(partial, ignore_errors=True)
+def drop(folder: Path) -> None:
+    """Remove an entry that nobody sees any more, as far as the file system lets it: a file that is open elsewhere can
+    hold a folder, which then goes at the next start."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def publish(partial: Path, entry: Path, manifest: Mapping[str, Any]) -> None:
@@ -119,7 +127,7 @@ def publish(partial: Path, entry: Path, manifest: Mapping[str, Any]) -> None:
         replaced = entry.with_suffix(REPLACED)
         entry.rename(replaced)
         partial.rename(entry)
-        shutil.rmtree(replaced)
+        drop(replaced)
     else:
         partial.rename(entry)
     _sync(entry.parent)
@@ -139,8 +147,9 @@ def retire(folder: Path, newest: Path, *, keep: int, keep_best: int, metric: str
     for entry in found:
         if entry not in stay:
             removed = entry.with_suffix(REMOVED)
+            drop(removed)
             entry.rename(removed)
-            shutil.rmtree(removed)
+            drop(removed)
 
 
 def _figure(entry: Path, metric: str) -> float | None:

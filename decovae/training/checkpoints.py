@@ -187,9 +187,7 @@ class Checkpoints:
         # Weights first: sharded networks that hold gathered ones let go of them when asked.
         tensors = weights_of(self.modules, self.averages) | moments_of(self.modules, self.optimizers)
         self._copies = {
-            name: self._copies[name]
-            if name in self._copies
-            else torch.empty_like(tensor, device="cpu", pin_memory=cuda)
+            name: self._copies[name] if name in self._copies else _room_for(tensor, page_locked=cuda)
             for name, tensor in tensors.items()
         }
         for name, tensor in tensors.items():
@@ -280,6 +278,16 @@ class Checkpoints:
         except Damaged as error:
             problem = error
         raise_first(self.runtime.gather(problem))
+
+
+def _room_for(tensor: Tensor, *, page_locked: bool) -> Tensor:
+    """Memory on the CPU for a copy; ordinary memory, which is slower, where the system grants no other."""
+    if page_locked:
+        try:
+            return torch.empty_like(tensor, device="cpu", pin_memory=True)
+        except RuntimeError:
+            pass
+    return torch.empty_like(tensor, device="cpu")
 
 
 def _unwritten(entry: Path, error: BaseException) -> RunError:

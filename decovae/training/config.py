@@ -96,8 +96,8 @@ class ParallelConfig:
     shard: int | None = None
     """Processes that divide one copy between them with hsdp; by default those of a node."""
     timeout: float = 600.0
-    """Seconds without progress after which a process that hangs is named and the run ends; the first step, which
-    compiles, has two hours."""
+    """Seconds without progress after which a process that hangs is named and the run ends. The first step, which
+    compiles, has two hours, validations and checkpoints half an hour if this is less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,8 @@ class RunConfig:
     keep_checkpoints: int = 2
     """Newest checkpoints to keep."""
     keep_best: int = 1
-    """Checkpoints of the best validations to keep beside them."""
+    """Checkpoints of the best validations to keep beside them; with any, a validation that is the best so far is
+    followed by a checkpoint."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from decovae.data import streams
 from decovae.data.patches import visited
 from decovae.errors import InputError
-from decovae.files import write_atomically
+from decovae.files import write_atomically, writing
 from decovae.generation.conditioning import drop_conditions, encode_conditions, fit_conditions
 from decovae.generation.contact_sheet import save_contact_sheet
 from decovae.generation.flow_file import FLOW, FlowDescription, save_flow, sha256
@@ -118,7 +118,8 @@ class FlowStage:
 
     def begin(self, folder: Path) -> None:
         """Keep the autoencoder: its run may move or be tuned before this one ends."""
-        write_atomically(folder / WEIGHTS_FILE, lambda file: file.write(self.weights.read_bytes()))
+        with writing(folder):
+            write_atomically(folder / WEIGHTS_FILE, lambda file: file.write(self.weights.read_bytes()))
 
     def batches(self, position: int, *, steps: int) -> Iterable[Batch]:
         """This process's latents, from a position in the order of samples on."""
@@ -215,11 +216,16 @@ class FlowStage:
                 return self.network(x, t, conditions).to(x.dtype)
 
         latents = space.restore(integrate(velocity, torch.stack(noise).to(device), times, solver="euler"))
-        if self.autoencoder is not None:
+
+        def decode_and_save() -> None:
+            assert self.autoencoder is not None  # the main process has it
             with autocast:
                 volumes = [self.autoencoder.decode(latent[None])[0, 0].float().cpu().numpy() for latent in latents]
             picture = folder / "previews" / f"step-{step:08d}.png"
-            save_contact_sheet(volumes, picture, frame=space.frame.on_grid(space.grid), title=f"step {step}")
+            with writing(picture):
+                save_contact_sheet(volumes, picture, frame=space.frame.on_grid(space.grid), title=f"step {step}")
+
+        self.runtime.on_main(decode_and_save)
 
     def export(self, weights: dict[str, Tensor], folder: Path) -> None:
         """``flow.safetensors``, beside the ``autoencoder.safetensors`` that turns its latents into volumes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,10 @@ from decovae.training.telemetry import Telemetry
 from decovae.training.watch import Watch
 
 FIRST_STEP_PATIENCE = 7200.0
-"""Seconds that a first step may take: it compiles."""
+"""Seconds that a first step, and what precedes it, may take: it compiles."""
+
+PATIENCE = 1800.0
+"""Seconds, at least, that a validation or the rest of a checkpoint may take."""
 
 
 def train(stage: Stage, config: RunConfig, runtime: Runtime, folder: Path) -> list[dict[str, Any]]:
@@ -89,7 +93,9 @@ class Training:
                 stack.enter_context(self.log)
             # Before the first step, and where a stop came between a step and its validation.
             if self._is_due(config.validate_every) and self.step not in self._validated_steps():
-                self._validate()
+                figure, _ = self._validate()
+                if resumed:
+                    self._save(figure)  # whose entry does not know of it yet
             if self.step < config.steps:
                 self._train()
             self._settle()
@@ -145,8 +151,8 @@ class Training:
                 self._save(None)
                 self._settle()
                 raise Interrupted(signal_number, self.step)
-            figure = self._validate() if validates else None
-            if saves:
+            figure, best = self._validate() if validates else (None, False)
+            if saves or (best and config.keep_best):
                 self._save(figure)
             self.progress.advance()
 
@@ -192,21 +198,32 @@ class Training:
         speed = self.telemetry.read(self.samples_per_step)
         for warning in self.telemetry.warnings(speed):
             self.progress.say(f"warning: {warning}")
-        rate = self.updates.optimizers[self.updates.exported].param_groups[0]["lr"]
+        rate = self.updates.learning_rate(self.step - 1)
         skipped = {"skipped_steps": self.skipped.count} if self.skipped.count else {}
         self._write({**figures, "learning_rate": rate, **skipped, **speed})
 
     def _write(self, figures: dict[str, Any], *, step: int | None = None) -> None:
-        """A line of the log; that it cannot be written is known to all processes at the next agreement."""
+        """A line of the log."""
         if self.log is not None:
-            try:
+            with self._for_later():
                 self.log.write(self.step if step is None else step, figures)
-            except RunError as error:
-                self.trouble = self.trouble or error
 
-    def _validate(self) -> float | None:
-        """Validate, and return the figure by which checkpoints are compared."""
-        self.watch.at("validation", step=self.step, patience=FIRST_STEP_PATIENCE)
+    def _sync(self) -> None:
+        if self.log is not None:
+            with self._for_later():
+                self.log.sync()
+
+    @contextlib.contextmanager
+    def _for_later(self) -> Iterator[None]:
+        """That the log cannot be written is known to all processes at the next agreement."""
+        try:
+            yield
+        except RunError as error:
+            self.trouble = self.trouble or error
+
+    def _validate(self) -> tuple[float | None, bool]:
+        """Validate; the figure by which checkpoints are compared, and whether it is the best so far."""
+        self._at("validation")
         with self.updates.averaged(), torch.no_grad():
             figures = self.stage.validate(self.step, self.folder, self.updates.autocast)
         self._write({f"validation/{name}": value for name, value in figures.items()})
@@ -216,13 +233,17 @@ class Training:
         )
         figure = float(figures[self.stage.best.metric])
         if not math.isfinite(figure):
-            return None
-        if self.best is None or (figure > self.best if self.stage.best.higher else figure < self.best):
-            self.best = figure
-        return figure
+            return None, False
+        best = self.best is None or (figure > self.best if self.stage.best.higher else figure < self.best)
+        self.best = figure if best else self.best
+        return figure, best
+
+    def _at(self, place: str) -> None:
+        self.watch.at(place, step=self.step, patience=max(PATIENCE, self.config.parallel.timeout))
 
     def _save(self, figure: float | None) -> None:
-        self.watch.at("checkpoint", step=self.step, patience=FIRST_STEP_PATIENCE)
+        self._at("checkpoint")
+        self._sync()
         state = RunState(
             step=self.step,
             position=self.position,
@@ -234,7 +255,7 @@ class Training:
 
     def _settle(self) -> None:
         """Wait until the last checkpoint is published, and end the run if anything could not be written."""
-        self.watch.at("checkpoint", step=self.step, patience=FIRST_STEP_PATIENCE)
+        self._at("checkpoint")
         self.checkpoints.wait()
         self._raise_failure()
 
@@ -251,7 +272,7 @@ class Training:
         return self.runtime.gather(found)[0]
 
     def _export(self) -> None:
-        self.watch.at("export", step=self.step, patience=FIRST_STEP_PATIENCE)
+        self._at("export")
         with self.updates.averaged():
             options = StateDictOptions(full_state_dict=True, cpu_offload=True)
             weights: dict[str, Any] = get_model_state_dict(self._network(), options=options)

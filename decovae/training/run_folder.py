@@ -17,6 +17,7 @@ from decovae.errors import InputError, RunError
 from decovae.files import write_text, writing
 from decovae.training.config import RunConfig
 from decovae.training.config_file import NAME, RETIRED, as_plain, leaves, read_plain
+from decovae.training.interruption import Interrupted
 from decovae.training.trackers import Board, Trackers
 
 HOW_NOT_WHAT = (
@@ -102,7 +103,8 @@ def check_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        write_text(path, json.dumps(dict(inputs), indent=2) + "\n")
+        with writing(path):
+            write_text(path, json.dumps(dict(inputs), indent=2) + "\n")
         return
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); restore it, or give another --out.") from error
@@ -176,7 +178,7 @@ class MetricsLog:
             self.close()
         else:
             with suppress(RunError):
-                self.close(failed=True)
+                self.close(failed=not isinstance(error, Interrupted))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one line and flush it."""
@@ -186,6 +188,11 @@ class MetricsLog:
             self._file.flush()
             self._board.write(step, scalars)
         self._trackers.write(step, scalars)
+
+    def sync(self) -> None:
+        """Have what was written on the disk, not in the system's memory: a checkpoint that is there has its lines."""
+        with writing(self.path):
+            os.fsync(self._file.fileno())
 
     def records(self) -> list[dict[str, Any]]:
         """Every line so far; none where there is no file."""

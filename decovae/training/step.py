@@ -119,19 +119,23 @@ class Step:
 
     def update(self, step: int) -> None:
         """Let the gradients change the networks."""
-        config, settings = self.config, self.config.optimizer
-        factor = learning_rate_factor(
-            step, steps=config.steps, warmup=settings.warmup_steps, schedule=settings.schedule
-        )
         with self.observer.phase("optimizer"):
             for name in self._trained:
                 optimizer = self.optimizers[name]
                 for group in optimizer.param_groups:
-                    group["lr"] = factor * self.stage.learning_rates[name]
+                    group["lr"] = self.learning_rate(step, name)
                 optimizer.step()
             if self.exported in self.averages:
                 self.averages[self.exported].update(step)
         self.discard()
+
+    def learning_rate(self, step: int, name: str | None = None) -> float:
+        """Of a step, counted from 0: the exported network's, or that of the network ``name``."""
+        settings = self.config.optimizer
+        factor = learning_rate_factor(
+            step, steps=self.config.steps, warmup=settings.warmup_steps, schedule=settings.schedule
+        )
+        return factor * self.stage.learning_rates[name or self.exported]
 
     def discard(self) -> None:
         """Drop the gradients."""

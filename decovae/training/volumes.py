@@ -24,6 +24,7 @@ from decovae.metrics.latents import analyze_latents
 from decovae.metrics.reconstruction import lpips, psnr, ssim
 from decovae.runtime import Runtime
 from decovae.training.config import AdversarialConfig, DataConfig
+from decovae.training.interruption import REQUESTS
 from decovae.training.previews import save_preview
 from decovae.training.sampling import Batches
 from decovae.training.stage import Batch
@@ -158,5 +159,5 @@ def _quality(reconstruction: Tensor, volume: Tensor, perceptual: PerceptualLoss 
 
 def leave_signals_to_the_parent(_: int) -> None:
     """Ctrl-C and schedulers reach loader processes too: the training process ends them when it is done."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in REQUESTS:
+        signal.signal(number, signal.SIG_IGN)

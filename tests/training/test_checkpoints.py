@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pickle
 import resource
@@ -218,6 +219,28 @@ def test_a_run_taken_up_earlier_removes_what_came_later(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "step-00000002")["figure"]["value"] == 0.0
 
 
+def test_an_old_entry_that_cannot_be_removed_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a network drive a file that somebody reads holds its folder."""
+    rmtree = shutil.rmtree
+
+    def held(path: Path, ignore_errors: bool = False) -> None:
+        if not path.name.endswith(".removed"):
+            rmtree(path, ignore_errors)
+        elif not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    run = Run(tmp_path, keep=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", held)
+        for step in range(1, 4):
+            run.step(step)
+            run.published(step)
+        assert Run(tmp_path).checkpoints.resume(quiet) is not None
+        assert names(tmp_path)[-1] == "step-00000003"
+    Run(tmp_path).checkpoints.resume(quiet)
+    assert names(tmp_path) == ["step-00000003"]
+
+
 def truncated(entry: Path) -> None:
     file = next(entry.glob("*.distcp"))
     file.write_bytes(file.read_bytes()[:-10])
@@ -243,12 +266,19 @@ def half_a_manifest(entry: Path) -> None:
     path.write_text(path.read_text()[:50])
 
 
+def another_kind_of_manifest(entry: Path) -> None:
+    manifest = json.loads((entry / "manifest.json").read_text())
+    manifest["files"] = dict.fromkeys(manifest["files"], 12)
+    (entry / "manifest.json").write_text(json.dumps(manifest))
+
+
 def without_metadata(entry: Path) -> None:
     (entry / ".metadata").unlink()
 
 
 @pytest.mark.parametrize(
-    "damage", [truncated, flipped, without_a_file, without_manifest, half_a_manifest, without_metadata]
+    "damage",
+    [truncated, flipped, without_a_file, without_manifest, half_a_manifest, another_kind_of_manifest, without_metadata],
 )
 def test_a_damaged_entry_is_passed_over_and_said(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     run = Run(tmp_path)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench import survival
-from bench.processes import ROOT, environment
+from bench.processes import ROOT, environment, free_port
 from decovae.process import lost_another
 
 PROGRAM = """
@@ -35,7 +35,7 @@ leave(exit_code(run, stopped=""))
 
 def run(deed: str, *, world: int = 2, rank: int = 1) -> list[subprocess.CompletedProcess[str]]:
     """What becomes of processes of which one does a deed at step 3; stopped ones are killed in the end."""
-    port = survival.free_port()
+    port = free_port()
     program = PROGRAM.format(rank=rank, deed=deed)
     processes = [
         subprocess.Popen(

@@ -18,6 +18,9 @@ from safetensors.torch import load_file
 
 from decovae.data.cohort import cohort_affine, cohort_subject
 from decovae.models.weights import load_autoencoder
+from decovae.training.presets import QUICKSTART
+from decovae.training.schedule import learning_rate_factor
+from decovae.training.telemetry import OF_SPEED
 from tests.training.conftest import TINY, tiny_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +32,7 @@ def records(out: Path) -> list[dict]:
 
 
 def without_times(out: Path) -> list[dict]:
-    return [{k: v for k, v in r.items() if not k.startswith(("seconds_", "samples_per_second"))} for r in records(out)]
+    return [{k: v for k, v in r.items() if k not in OF_SPEED} for r in records(out)]
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +229,36 @@ def test_augmented_patches_train(tmp_path: Path) -> None:
     assert tiny_run(tmp_path / "run", ["--data.augment", "--steps", "2"]) == 0
 
 
+def figures_kept(out: Path) -> dict[str, object]:
+    """Of each checkpoint of a run the validation that it is kept for, or None."""
+    entries = sorted((out / "checkpoints").iterdir())
+    return {entry.name: json.loads((entry / "manifest.json").read_text())["figure"] for entry in entries}
+
+
+def test_the_best_checkpoints_stay_whatever_happens_to_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A validation that is the best so far has a checkpoint, between two and where the run was stopped at it too."""
+    from decovae.training import vae
+
+    options = "--checkpoint-every 5 --keep-checkpoints 1 --keep-best 2".split()
+    assert tiny_run(tmp_path / "whole", options) == 0
+    whole = figures_kept(tmp_path / "whole")
+    assert list(whole) == ["step-00000003", "step-00000006"]
+    assert all(figure is not None for figure in whole.values())
+    losses = vae.VAEStage.losses
+
+    def interrupted(self: vae.VAEStage, batch: dict, step: int):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return losses(self, batch, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vae.VAEStage, "losses", interrupted)
+        assert tiny_run(tmp_path / "stopped", options) == 128 + signal.SIGUSR1
+    assert figures_kept(tmp_path / "stopped") == {"step-00000003": None}
+    assert tiny_run(tmp_path / "stopped", options) == 0
+    assert figures_kept(tmp_path / "stopped") == whole
+
+
 def broken_at(steps: set[int], patch: pytest.MonkeyPatch) -> None:
     """Let the images of some steps, counted from 0, be NaN."""
     from decovae.training import vae
@@ -260,6 +293,10 @@ def test_a_step_that_is_not_finite_is_left_out(tmp_path: Path, monkeypatch: pyte
     assert {"l1", "deco", "gradient_norm_autoencoder"} <= set(line["skipped_for"])  # never a silent zero
     assert len(line["skipped_subjects"]) == 2
     assert not any("l1" in record for record in records(tmp_path / "run") if record["step"] == 4)
+    rates = {
+        record["step"]: record["learning_rate"] for record in records(tmp_path / "run") if "learning_rate" in record
+    }
+    assert rates[4] == QUICKSTART.optimizer.learning_rate * learning_rate_factor(3, steps=6, warmup=20)
     assert tiny_run(tmp_path / "run") == 0
     assert records(tmp_path / "run")[-2]["skipped_steps"] == 1
     assert np.isfinite(json.loads((tmp_path / "run" / "summary.json").read_text())["psnr"])
@@ -276,4 +313,4 @@ def test_too_many_steps_that_are_not_finite_stop_the_run(
     assert str(dump) in message
     content = torch.load(dump, weights_only=True)
     assert all(subject in message for subject in content["batches"][0]["subject"])
-    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-00000002", "step-00000003"]
