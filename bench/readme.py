@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import loop_overhead, scaling, units
+from bench import loop_overhead, scaling, step_profile, survival, units
 from bench.campaign import predict, table
 from bench.campaign.cases import Case
 from bench.campaign.record import Campaign
@@ -406,6 +406,35 @@ def loop_cost(results: Results) -> str:
     return f"{loop_overhead.markdown(found)}\n\n{origin}"
 
 
+def step_split(results: Results) -> str:
+    """Where the time of a training step goes."""
+    parts = []
+    for device in ("cpu", "cuda"):
+        name = f"step-profile-{device}.json"
+        if (found := results.read(name)) is not None:
+            origin = _origin(results, name, found, "python -m bench.step_profile")
+            parts += [step_profile.table(found["modes"]), f"`{' '.join(found['options'])}`. {origin}"]
+    return "\n\n".join(parts) or "Not measured yet."
+
+
+def survived(results: Results) -> str:
+    """How runs came out that were killed."""
+    found = results.read(survival.NAME)
+    if found is None:
+        return "Not measured yet."
+    kills = ", ".join(f"{count} in {inside}" for inside, count in found["kills"].items())
+    processes = sorted({trial["processes"] for trial in found["each"]})
+    return (
+        f"Of {found['trials']} runs of {_all_of(processes)} processes that were killed by SIGKILL, {found['equal']} "
+        f"came out bit-equal to one that was not, in weights, log, pictures and summary. Kills: {kills}. "
+        f"{_origin(results, survival.NAME, found, 'python -m bench.survival')}"
+    )
+
+
+def _all_of(numbers: Sequence[int]) -> str:
+    return " and ".join(map(str, numbers))
+
+
 def loss_tables(results: Results) -> str:
     """VAD's rows of every campaign."""
     return _tables(results, lambda case: case.suite == "losses" and case.subject == "VAD")
@@ -462,6 +491,8 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "not-measured": not_measured,
     "scaling": predicted_scaling,
     "loop": loop_cost,
+    "step-profile": step_split,
+    "survival": survived,
     "losses": loss_tables,
     "blocks": block_tables,
 }

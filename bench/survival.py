@@ -37,6 +37,8 @@ from decovae.files import load_safetensors
 from decovae.machine import describe
 from decovae.training.telemetry import OF_SPEED
 
+NAME = "survival-cpu.json"
+
 STEPS, VALIDATE_EVERY, CHECKPOINT_EVERY = 8, 4, 2
 
 OPTIONS = (
@@ -340,7 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn; the same draws differ in their moments")
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "survival-cpu.json")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / NAME)
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="survival-") as folder:
         found = []
