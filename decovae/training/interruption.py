@@ -15,10 +15,10 @@ REQUESTS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """What asks for a stop: people, launchers and schedulers; SLURM's warning before it preempts is what its user chooses,
 SIGUSR1 by custom."""
 
-AGAIN: dict[int, float] = {signal.SIGINT: 1.0, signal.SIGTERM: 60.0}
-"""Seconds after the first request from which on the signal means at once; before, it is an echo of the first:
-schedulers signal torchrun and its processes alike, and torchrun passes on what it gets. Who cannot wait sends
-SIGKILL."""
+AGAIN: dict[int, float] = {signal.SIGINT: 1.0, signal.SIGTERM: 180.0}
+"""Seconds after the first request from which on the signal means at once; before, it is an echo of the first: SLURM
+sends SIGTERM when a job's grace begins and when it is over, and torchrun passes on what it handles, a second Ctrl-C as
+SIGTERM. Who cannot wait sends SIGKILL."""
 
 
 class Interrupted(Exception):
@@ -43,6 +43,7 @@ def stop_requests(*, announce: bool) -> Iterator[StopRequest]:
     """Note SIGINT, SIGTERM and SIGUSR1 instead of dying of them.
 
     A second Ctrl-C acts as it would have without this, and so does a SIGTERM that comes much later than the first.
+    torchrun dies of SIGUSR1 itself unless it is told to pass it on (``--signals-to-handle``).
 
     Args:
         announce: say on standard error that the first one was noted.
@@ -63,8 +64,10 @@ def stop_requests(*, announce: bool) -> Iterator[StopRequest]:
             return
         request.signal_number, noted_at = number, time.monotonic()
         if announce:
+            # Under torchrun a second Ctrl-C never comes here.
+            more = b"." if "TORCHELASTIC_RUN_ID" in os.environ else b"; Ctrl-C once more stops at once."
             # Straight to the file: a handler may run in the middle of anything else that prints.
-            os.write(2, b"\nStopping after this step, with a checkpoint; Ctrl-C once more stops at once.\n")
+            os.write(2, b"\nStopping after this step, with a checkpoint" + more + b"\n")
 
     for number in REQUESTS:
         signal.signal(number, note)

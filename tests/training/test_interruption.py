@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from unittest import mock
 
 import pytest
 
-from decovae.training import interruption
 from decovae.training.interruption import AGAIN, REQUESTS, stop_requests
 
 
@@ -21,6 +21,19 @@ def test_the_first_signal_is_noted_and_handlers_come_back(number: int, capfd: py
         assert request.signal_number == number
     assert [signal.getsignal(each) for each in REQUESTS] == before
     assert "with a checkpoint" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_what_a_second_ctrl_c_does_is_said_only_where_it_does_it(
+    launched: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """torchrun does not pass on the second."""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if launched:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a run")
+    with stop_requests(announce=True):
+        os.kill(os.getpid(), signal.SIGINT)
+    assert ("once more" in capfd.readouterr().err) is not launched
 
 
 def test_a_volley_is_one_request() -> None:
@@ -38,7 +51,7 @@ def test_who_asks_again_later_means_at_once(number: int, patience: float) -> Non
 
     before = signal.signal(number, at_once)
     try:
-        with mock.patch.object(interruption.time, "monotonic") as clock, stop_requests(announce=False) as request:
+        with mock.patch.object(time, "monotonic") as clock, stop_requests(announce=False) as request:
             clock.return_value = 100.0
             os.kill(os.getpid(), signal.SIGUSR1)
             clock.return_value = 100.0 + patience / 2

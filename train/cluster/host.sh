@@ -13,6 +13,8 @@
 # INTERFACE  network interface to the other hosts (the one that leads to HEAD)
 # ADDRESS    this host's address on it
 # PYTHON     interpreter (python)
+#
+# SIGUSR1, SIGTERM and Ctrl-C stop the run with a checkpoint, which has TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds (150).
 set -euo pipefail
 
 : "${HEAD:?give the address of the first host}" "${NODE:?give 0 on the first host, 1 on the second}"
@@ -32,9 +34,13 @@ export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-$INTERFACE}" NCCL_SOCKET_IFNAME
 export NCCL_DEBUG="${NCCL_DEBUG:-WARN}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-4}"
 # A store for each start: the one that torchrun would keep fails when hosts change places at a restart.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+# From the signal to SIGKILL. torch 2.10 knows no such setting, and waits 30 s.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-150}"
 
+# torchrun would die of SIGUSR1 and leave its processes behind. TORCHELASTIC_SIGNALS_TO_HANDLE is no way to tell it: it
+# writes that variable itself, from this option.
 (( NODE == 0 )) && is_host=true || is_host=false
 exec "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes "$NODES" --nproc-per-node "${PROCESSES:-gpu}" --max-restarts "$RESTARTS" \
     --rdzv-backend c10d --rdzv-endpoint "$HEAD:$PORT" --rdzv-id "$RUN" --rdzv-conf "is_host=$is_host" \
-    --local-addr "$ADDRESS" "$@"
+    --local-addr "$ADDRESS" --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 "$@"

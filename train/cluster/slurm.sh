@@ -28,31 +28,35 @@ head_name="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 HEAD="${HEAD:-$(getent ahostsv4 "$head_name" | awk '{ print $1; exit }')}"
 export HEAD NODES="$SLURM_NNODES" RUN="decovae-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"
 export PORT="${PORT:-$((20000 + SLURM_JOB_ID % 20000))}"
-OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((SLURM_CPUS_PER_TASK / ${SLURM_GPUS_ON_NODE:-4} / 2))}"
-export OMP_NUM_THREADS
+threads=$((SLURM_CPUS_PER_TASK / ${SLURM_GPUS_ON_NODE:-4} / 2))
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}"
 
-# In the background, so that the shell takes its signal at once. NODE is the task's number: one a node.
+# In the background, so that the shell takes its signal at once. NODE is the task's number: one a node. Some srun (22.05)
+# do not know how many CPUs sbatch was asked for, and give one.
 # shellcheck disable=SC2016
-srun --kill-on-bad-exit=0 bash -c 'NODE="$SLURM_NODEID" exec train/cluster/host.sh "$@"' host "$@" &
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 \
+    bash -c 'NODE="$SLURM_NODEID" exec train/cluster/host.sh "$@"' host "$@" &
 step=$!
 
 over=""
 # shellcheck disable=SC2317  # called by trap
 stop() {
-    echo "$(date -Is) $1: asking the run to write a checkpoint and stop" >&2
-    # srun passes it to torchrun on every node, and torchrun to its processes, which have 30 seconds.
-    kill -TERM "$step"
+    over=1
+    echo "$(date -Is) the time is nearly over: asking the run to write a checkpoint and stop" >&2
+    # srun passes it to torchrun on every node, and torchrun to its processes, which have 150 of the 180 seconds
+    # (host.sh). On SIGTERM srun would kill them all.
+    kill -USR1 "$step" || true
 }
-trap 'over=1; stop "the time is nearly over"' USR1
-# Who preempts the job also puts it back into the queue, and who cancels it does not want it there.
-trap 'stop "the job is being ended"' TERM
+trap stop USR1
+# A job that is cancelled or preempted: SLURM tells torchrun itself, and this must only outlive it. Who preempts the job
+# also puts it back into the queue, and who cancels it does not want it there.
+trap 'echo "$(date -Is) the job is being ended" >&2' TERM
 
+while kill -0 "$step" 2> /dev/null; do
+    wait "$step" || true # which a signal ends too
+done
 code=0
 wait "$step" || code=$?
-while kill -0 "$step" 2> /dev/null; do # a signal ends wait, not the step
-    code=0
-    wait "$step" || code=$?
-done
 
 if [[ -n "$over" ]] && (( code != 0 )); then
     echo "$(date -Is) stopped; back to the queue" >&2
