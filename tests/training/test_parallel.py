@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,8 +25,10 @@ from decovae.models.fuse import Memory
 from decovae.models.fused import Carry
 from decovae.runtime import Runtime
 from decovae.training import parallel
-from decovae.training.config import ParallelConfig, RunConfig, Strategy, VAEConfig
+from decovae.training.config import AdversarialOptimizerConfig, ParallelConfig, RunConfig, Strategy, VAEConfig
 from decovae.training.parallel import accumulating, prepare_module
+from decovae.training.sharding import Sharding
+from decovae.training.step import Step
 from decovae.training.vae import VAENetworks
 from tests.ranks import free_port, joined, spawn
 
@@ -121,15 +126,17 @@ class Messages(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-def gan(runtime: Runtime, strategy: Strategy, precision: str = "fp32") -> VAENetworks:
-    config = VAEConfig(
-        model=CONFIG,
-        loss=LossConfig(perceptual=0.0, slice_fraction=0.05, adversarial_warmup=0),
-        deco="none",
-        compile="off",
-        parallel=ParallelConfig(strategy=strategy),
-    )
-    config = replace(config, precision=precision)
+GAN = VAEConfig(
+    model=CONFIG,
+    loss=LossConfig(perceptual=0.0, slice_fraction=0.05, adversarial_warmup=0),
+    deco="none",
+    precision="fp32",
+    compile="off",
+)
+
+
+def gan(runtime: Runtime, strategy: Strategy, **options: Any) -> VAENetworks:
+    config = replace(GAN, parallel=ParallelConfig(strategy=strategy), **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("decovae.models.discriminators.Discriminators", partial(Discriminators, channels=4, layers=2))
         return VAENetworks(config, runtime, VAEObjective(config.loss, deco="none"))
@@ -148,7 +155,7 @@ def check_passes(rank: int, port: int) -> None:
         for strategy in strategies:
             networks = gan(runtime, strategy)
             check_batches(networks, batch, strategy)
-        networks = gan(runtime, "fsdp", "bf16")
+        networks = gan(runtime, "fsdp", precision="bf16")
         with accumulating(networks.networks.values(), last=True):
             losses = networks.losses(batch, 0)
             for _ in networks.networks:
@@ -194,3 +201,98 @@ def check_batches(networks: VAENetworks, batch: Any, strategy: Strategy) -> None
 
 def test_a_pass_sends_what_it_has_to_and_leaves_the_other_network_alone() -> None:
     spawn(check_passes, (free_port(),), 2)
+
+
+class Compiler:
+    """Torch's, up to the graphs, which then run as they are; it counts those that it makes and those that run."""
+
+    def __init__(self) -> None:
+        self.made = self.ran = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        self.made += 1
+
+        def run(*arguments: Any) -> Any:
+            self.ran += 1
+            return graph(*arguments)
+
+        return run
+
+
+def whole(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def trained(networks: VAENetworks, runtime: Runtime, step: int) -> dict[str, Tensor]:
+    """Losses and gradients of one step of two batches, and a validation of another size after it."""
+    updates = Step(networks, networks.config, runtime)
+    positions = [(2 * step + batch) * runtime.world + runtime.rank for batch in (0, 1)]
+    found = updates.gradients(iter([{"image": image(at), "position": torch.tensor([at])} for at in positions]), step)
+    gradients = {
+        f"{name}.{key}": whole(weight.grad)
+        for name, network in networks.networks.items()
+        for key, weight in network.named_parameters()
+    }
+    updates.update(step)
+    with torch.no_grad():
+        validation = networks.autoencoder(image(0, 24, 16, 20), sample=False)[0]
+    return {**found.terms, **gradients, "validation": validation}
+
+
+def image(at: int, *shape: int) -> Tensor:
+    return torch.rand(1, 1, *(shape or (16, 16, 16)), generator=torch.Generator().manual_seed(at))
+
+
+def check_compiled(runtime: Runtime, strategy: Strategy) -> None:
+    """Every block is one graph, whose hooks gather and scatter around it; what is made is made in the first step."""
+    torch._dynamo.reset()
+    compiler, compile_module = Compiler(), nn.Module.compile
+    # Fused blocks would not be compiled.
+    options = {"memory": "none", "deco": "vad", "optimizer": AdversarialOptimizerConfig(accumulation=2)}
+    plain = gan(runtime, strategy, **options)
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.Module, "compile", lambda self, **given: compile_module(self, backend=compiler, **given))
+        compiled = gan(runtime, strategy, compile="on", **options)
+        blocks = sum(len(cascade.blocks) for cascade in parallel._cascades(compiled.autoencoder))
+        judged = 2 * (1 + 3)  # by both networks' losses: a volume, and slices of three planes
+        made = []
+        for step in range(3):
+            compiler.ran = 0
+            found = trained(compiled, runtime, step)
+            made.append(compiler.made)
+            assert compiler.ran == 2 * (blocks + judged) + blocks  # two batches and a validation
+            expected = trained(plain, runtime, step)
+            assert found.keys() == expected.keys()
+            for name, value in expected.items():
+                torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=f"{name} of step {step}")
+    assert made == [made[0]] * len(made)
+    for network in compiled.networks.values():
+        assert untouched(network)
+
+
+@pytest.fixture
+def group_of_one(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
+    """A process that is sharded alone, which a run of one process is not."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    monkeypatch.setattr(parallel, "UNIT", 1_000)  # some units of one block, some of several
+    monkeypatch.setattr(parallel, "choose_sharding", lambda *_: Sharding("fsdp", 1, 1, 1, "alone"))
+    yield Runtime(torch.device("cpu"), group=dist.group.WORLD)
+    dist.destroy_process_group()
+
+
+def test_sharded_blocks_stay_compiled_as_they_are(group_of_one: Runtime) -> None:
+    check_compiled(group_of_one, "fsdp")
+
+
+def check_compiled_on_ranks(rank: int, port: int) -> None:
+    parallel.UNIT = 1
+    with joined(rank, port) as runtime:
+        strategies: tuple[Strategy, ...] = ("ddp", "fsdp")
+        for strategy in strategies:
+            check_compiled(runtime, strategy)
+
+
+@pytest.mark.slow
+def test_blocks_of_several_processes_stay_compiled_as_they_are() -> None:
+    spawn(check_compiled_on_ranks, (free_port(),), 2)
