@@ -44,6 +44,14 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
+def remove_partial(folder: Path) -> None:
+    """Remove what killed processes left of files that `write_atomically` was writing into a folder; no other may write
+    there now."""
+    for left in folder.glob(".*.partial"):
+        with contextlib.suppress(OSError):
+            left.unlink()
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """What the system refuses meanwhile, a full disk above all, as one sentence.

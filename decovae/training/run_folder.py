@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from decovae.errors import InputError, RunError
-from decovae.files import write_text, writing
+from decovae.files import remove_partial, write_text, writing
 from decovae.training.config import RunConfig
 from decovae.training.config_file import NAME, RETIRED, as_plain, leaves, read_plain
 from decovae.training.interruption import Interrupted
@@ -75,7 +75,7 @@ def check_folder(folder: Path, config: RunConfig) -> None:
 
 
 def create_folder(folder: Path, config: RunConfig) -> None:
-    """Make the run's folder with its ``config.yaml``, unless it is there.
+    """Make the run's folder with its ``config.yaml``, unless it is there; then remove what a kill left half written.
 
     Raises:
         InputError: if it cannot be written.
@@ -83,6 +83,8 @@ def create_folder(folder: Path, config: RunConfig) -> None:
     path = folder / NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for written in (folder, folder / "previews", folder / "nonfinite"):
+            remove_partial(written)
         if not path.exists():
             write_text(path, yaml.safe_dump(as_plain(config), sort_keys=False))
     except OSError as error:

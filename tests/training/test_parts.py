@@ -83,6 +83,17 @@ def test_a_folder_takes_the_run_it_holds_and_no_other(tmp_path: Path) -> None:
         check_folder(folder, changed)
 
 
+def test_what_a_kill_left_half_written_goes(tmp_path: Path) -> None:
+    create_folder(tmp_path / "run", QUICKSTART)
+    left = [tmp_path / "run" / ".metrics.jsonl.1.2.partial", tmp_path / "run" / "previews" / ".step.png.1.2.partial"]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half")
+    create_folder(tmp_path / "run", QUICKSTART)
+    assert not any(path.exists() for path in left)
+    assert (tmp_path / "run" / "config.yaml").exists()
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(InputError, match="holds files but no run"):
