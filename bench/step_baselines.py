@@ -26,7 +26,7 @@ from bench.baselines import FORMULATIONS, vad
 from bench.block_baselines import monai_autoencoder
 from bench.floors import Counting, Floor, Shape
 from decovae.losses.objective import VAEObjective
-from decovae.losses.perceptual import NONE, PerceptualLoss
+from decovae.losses.perceptual import PerceptualLoss
 from decovae.losses.slices import random_slices
 from decovae.models.autoencoder import Autoencoder
 from decovae.runtime import Runtime
@@ -52,8 +52,7 @@ class OurStep:
 
     def __init__(self, config: VAEConfig, image: Tensor) -> None:
         runtime = Runtime(image.device)
-        objective = VAEObjective(replace(config.loss, perceptual_network=NONE), deco=config.deco)
-        objective.perceptual = PerceptualLoss(config.loss.perceptual_network, load=False)
+        objective = VAEObjective(config.loss, deco=config.deco, load=False)
         networks = VAENetworks(config, runtime, objective)
         self.updates = TrainingStep(networks, config, runtime)
         self.step = config.loss.adversarial_warmup  # all terms are active from here on

@@ -26,7 +26,6 @@ from torch.utils.flop_counter import flop_registry
 from bench.flow_baselines import FlowStep
 from bench.ranks import among
 from decovae.losses.objective import Loss, VAEObjective
-from decovae.losses.perceptual import NONE, PerceptualLoss
 from decovae.models.flow_unet import FlowUNet
 from decovae.runtime import Runtime
 from decovae.training.config import FlowConfig, ParallelConfig, Strategy, VAEConfig
@@ -139,9 +138,7 @@ def _trace(job: Job, runtime: Runtime) -> Trace:
     config = replace(job.config, parallel=ParallelConfig(strategy=job.strategy), precision=job.precision, compile="off")
     networks: Networks
     if isinstance(config, VAEConfig):
-        objective = VAEObjective(replace(config.loss, perceptual_network=NONE), deco=config.deco)
-        if config.loss.perceives:
-            objective.perceptual = PerceptualLoss(config.loss.perceptual_network, load=False)
+        objective = VAEObjective(config.loss, deco=config.deco, load=False)
         networks = VAENetworks(config, runtime, objective)
         batch: Batch = {"image": torch.rand(1, config.model.image_channels, *config.data.patch)}
         begin = config.loss.adversarial_warmup

@@ -74,12 +74,13 @@ class VAEObjective(nn.Module):
     Args:
         config: weights.
         deco: which decorrelation loss acts on the latent mean.
+        load: False leaves the perceptual features random, for who asks only what they would cost.
 
     Raises:
         InputError: if the perceptual weights cannot be had.
     """
 
-    def __init__(self, config: LossConfig, *, deco: Decorrelation = "vad") -> None:
+    def __init__(self, config: LossConfig, *, deco: Decorrelation = "vad", load: bool = True) -> None:
         super().__init__()
         self.config = config
         self.deco_weight = PAPER_WEIGHT[deco] if config.deco is None else config.deco
@@ -88,7 +89,7 @@ class VAEObjective(nn.Module):
             self.decorrelation = _decorrelation_loss(deco, config.gamma)
         self.perceptual: PerceptualLoss | None = None
         if config.perceives:
-            self.perceptual = PerceptualLoss(config.perceptual_network)
+            self.perceptual = PerceptualLoss(config.perceptual_network, load=load)
         self.perceptual_name = "perceptual_random" if config.perceptual_network == RANDOM else "perceptual"
 
     def adversarial_at(self, step: int) -> bool:

@@ -17,9 +17,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from decovae.rates import matrix_flops_per_second
-from decovae.runtime import Module, Runtime
 from decovae.training.config import AdversarialConfig, DecoderConfig, FlowConfig, RunConfig, VAEConfig
-from decovae.training.pretended_cuda import pretended_cuda
+from decovae.training.pretended_cuda import Nowhere, pretended_cuda
 
 
 def peak_flops_per_second(device: torch.device, *, bf16: bool) -> float:
@@ -52,13 +51,6 @@ def joins_at(config: RunConfig) -> int:
     return 0
 
 
-class _Nowhere(Runtime):
-    """A runtime of one process whose networks stay what they are: fake parameters cannot be moved."""
-
-    def place(self, module: Module) -> Module:
-        return module
-
-
 @contextmanager
 def _counting() -> Iterator[FlopCounterMode]:
     used = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
@@ -68,7 +60,6 @@ def _counting() -> Iterator[FlopCounterMode]:
 
 def _adversarial_flops(config: RunConfig, step: int) -> int:
     from decovae.losses.objective import VAEObjective
-    from decovae.losses.perceptual import NONE, PerceptualLoss
     from decovae.models.autoencoder import Autoencoder
     from decovae.models.weights import load_autoencoder
     from decovae.training.decoder import DecoderNetworks
@@ -78,12 +69,10 @@ def _adversarial_flops(config: RunConfig, step: int) -> int:
 
     assert isinstance(config, VAEConfig | DecoderConfig)
     shape = config.model if isinstance(config, VAEConfig) else load_autoencoder(open_vae(config.vae).weights).config
-    runtime = _Nowhere(torch.device("cpu"))
+    runtime = Nowhere(torch.device("cpu"))
     with _counting() as operations:
         deco = config.deco if isinstance(config, VAEConfig) else "none"
-        objective = VAEObjective(replace(config.loss, perceptual_network=NONE), deco=deco)
-        if config.loss.perceives:
-            objective.perceptual = PerceptualLoss(config.loss.perceptual_network, load=False)
+        objective = VAEObjective(config.loss, deco=deco, load=False)
         if isinstance(config, VAEConfig):
             networks: VAENetworks | DecoderNetworks = VAENetworks(replace(config, init=None), runtime, objective)
         else:
@@ -100,7 +89,7 @@ def _flow_flops(config: FlowConfig, network: nn.Module) -> int:
     from decovae.training.latents import latents_of
 
     assert isinstance(network, FlowUNet)
-    alone = _Nowhere(torch.device("cpu"))
+    alone = Nowhere(torch.device("cpu"))
     space = open_latents(config.latents or latents_of(open_vae(config.vae), alone)).space
     fused = next(network.parameters()).device.type == "cuda"
     with _counting() as operations:

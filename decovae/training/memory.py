@@ -19,7 +19,7 @@ from torch import nn
 
 from decovae.models.autoencoder import Autoencoder, AutoencoderConfig
 from decovae.training.live_memory import CUDA_BLOCK, MemoryTracker, SavedForBackward
-from decovae.training.pretended_cuda import pretended_cuda
+from decovae.training.pretended_cuda import Nowhere, pretended_cuda
 
 if TYPE_CHECKING:
     from decovae.training.config import VAEConfig
@@ -129,8 +129,6 @@ def predict_training_peak(config: VAEConfig) -> int:
         ValueError: a patch that the networks cannot take.
     """
     from decovae.losses.objective import VAEObjective
-    from decovae.losses.perceptual import NONE, PerceptualLoss
-    from decovae.runtime import Module, Runtime
     from decovae.training.step import Step
     from decovae.training.vae import VAENetworks
 
@@ -138,16 +136,9 @@ def predict_training_peak(config: VAEConfig) -> int:
     precision = "bf16" if config.precision == "auto" else config.precision
     config = replace(config, optimizer=optimizer, precision=precision, compile="off", device="cpu", init=None)
 
-    class Nowhere(Runtime):
-        def place(self, module: Module) -> Module:
-            return module  # fake parameters cannot be moved
-
     runtime = Nowhere(torch.device("cpu"))
     with _counting() as tracker:
-        objective = VAEObjective(replace(config.loss, perceptual_network=NONE), deco=config.deco)
-        if config.loss.perceives:
-            objective.perceptual = PerceptualLoss(config.loss.perceptual_network, load=False)
-        networks = VAENetworks(config, runtime, objective)
+        networks = VAENetworks(config, runtime, VAEObjective(config.loss, deco=config.deco, load=False))
         steps = Step(networks, config, runtime)
         for name, network in networks.networks.items():
             _have_moments(network, steps.optimizers[name])

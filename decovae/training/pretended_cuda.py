@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from decovae.runtime import Module, Runtime
 from decovae_kernels._dispatch import VARIABLE
 
 _FLOAT32 = frozenset(
@@ -59,6 +60,14 @@ class _CudaAutocast(TorchFunctionMode):
 
 def _widened(x: Tensor) -> Tensor:
     return x.float() if x.dtype in _HALVES else x
+
+
+class Nowhere(Runtime):
+    """A runtime of one process whose networks stay what they are: fake parameters cannot be moved."""
+
+    def place(self, module: Module) -> Module:
+        """The same module."""
+        return module
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from decovae.runtime import Runtime
 from decovae.training.config import DecoderConfig
 from decovae.training.decoder import DecoderNetworks, DecoderStage
 from decovae.training.main import train_decoder
+from decovae.training.telemetry import OF_SPEED
 from tests.training.conftest import TINY_DECODER, finished_vae, tiny_decoder_run, tiny_run, torchrun
 
 
@@ -29,9 +30,8 @@ def is_decoder(name: str) -> bool:
 
 
 def figures(run: Path) -> list[dict]:
-    times = ("seconds_", "samples_per_second")
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if not key.startswith(times)} for line in lines]
+    return [{key: value for key, value in json.loads(line).items() if key not in OF_SPEED} for line in lines]
 
 
 @pytest.fixture(scope="module")
