@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import loop_overhead, scaling, step_profile, survival, units
+from bench import data_tables, loop_overhead, scaling, step_profile, store_formats, survival, units
 from bench.campaign import predict, table
 from bench.campaign.cases import Case
 from bench.campaign.record import Campaign
@@ -431,6 +431,24 @@ def survived(results: Results) -> str:
     )
 
 
+def data_speed(results: Results) -> str:
+    """Patches a second from a store and MONAI's ways to them, and what a store costs."""
+    found = results.read(data_tables.NAME)
+    if found is None:
+        return "Not measured yet."
+    origin = _origin(results, data_tables.NAME, found, "python -m bench.data")
+    return f"{data_tables.markdown(found)}\n\n{data_tables.explanation(found)} {origin}"
+
+
+def formats(results: Results) -> str:
+    """What volumes could be kept in."""
+    found = results.read(store_formats.NAME)
+    if found is None:
+        return "Not measured yet."
+    origin = _origin(results, store_formats.NAME, found, "python -m bench.store_formats")
+    return f"{store_formats.markdown(found)}\n\n{store_formats.explanation(found)} {origin}"
+
+
 def _all_of(numbers: Sequence[int]) -> str:
     return " and ".join(map(str, numbers))
 
@@ -493,6 +511,8 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "loop": loop_cost,
     "step-profile": step_split,
     "survival": survived,
+    "data": data_speed,
+    "store-formats": formats,
     "losses": loss_tables,
     "blocks": block_tables,
 }

@@ -20,6 +20,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "info": Command("Versions, devices, kernels, and the largest patch that fits a card.", "decovae.commands.info"),
+    "prepare": Command("Volumes checked and stored so that training reads them fast.", "decovae.commands.prepare"),
     "encode": Command("Latents of a cohort, by a trained autoencoder.", "decovae.commands.encode"),
     "analyze": Command("How latents use their channels: Table 1, Figures 1b, 2 and 3.", "decovae.commands.analyze"),
     "sample": Command("New volumes from a trained flow, labelled as synthetic.", "decovae.commands.sample"),

@@ -46,3 +46,8 @@ def lost_another(error: BaseException) -> str | None:
     if type(error).__name__ in ("DistNetworkError", "DistStoreError", "_DistNetworkError", "_DistStoreError"):
         return str(error).strip().splitlines()[0] if str(error).strip() else "no connection"
     return next((phrase for phrase in GONE if phrase in str(error)), None)
+
+
+def lost_loader(error: BaseException) -> bool:
+    """Whether an error says that a loader process of this one was killed: torch raises it wherever this one is then."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bench import units
+from bench import data_tables, units
 from bench.campaign import cases
 from bench.campaign.rows import Row
 
@@ -54,6 +54,7 @@ NO_ROWS_TIME = Quantity(lambda row: None, units.seconds)
 NO_ROWS_COUNT = Quantity(lambda row: None, units.operations)
 NO_ROWS_FACTOR = Quantity(lambda row: None, units.times)
 NO_ROWS_SHARE = Quantity(lambda row: None, units.percent)
+NO_ROWS_SIZE = Quantity(lambda row: None, units.size)
 EXTRA_SHARE = Quantity(_extra_share_of_input, units.percent)
 
 
@@ -388,6 +389,61 @@ TARGETS = (
         elsewhere=Elsewhere(
             "loop-cpu.json", lambda content: max(share for _, share in content["checkpoint"]["share"].values())
         ),
+        exact=True,
+    ),
+    Target(
+        "96³ patches from a store, to be augmented on a GPU; the reference's way; warm and cold",
+        "cpu",
+        {},
+        "",
+        50,
+        True,
+        quantity=NO_ROWS_FACTOR,
+        elsewhere=Elsewhere(data_tables.NAME, lambda content: data_tables.crops_factor(content, "reference")),
+        exact=True,
+    ),
+    Target(
+        "96³ patches from a store, as much augmented as from MONAI's PersistentDataset; warm and cold",
+        "cpu",
+        {},
+        "",
+        4,
+        True,
+        quantity=NO_ROWS_FACTOR,
+        elsewhere=Elsewhere(data_tables.NAME, lambda content: data_tables.crops_factor(content, "persistent")),
+        exact=True,
+    ),
+    Target(
+        "a store's size, of PersistentDataset's",
+        "cpu",
+        {},
+        "",
+        0.6,
+        False,
+        quantity=NO_ROWS_SHARE,
+        elsewhere=Elsewhere(data_tables.NAME, data_tables.size_share),
+        exact=True,
+    ),
+    Target(
+        "preparing a volume, over loading and resampling alone",
+        "cpu",
+        {},
+        "",
+        1.2,
+        False,
+        quantity=NO_ROWS_FACTOR,
+        elsewhere=Elsewhere(data_tables.NAME, data_tables.preparing_factor),
+        exact=True,
+    ),
+    Target(
+        "a loader's worker, 25,252 volumes over 100",
+        "cpu",
+        {},
+        "",
+        2e6,
+        False,
+        quantity=NO_ROWS_SIZE,
+        elsewhere=Elsewhere(data_tables.NAME, data_tables.memory_growth),
         exact=True,
     ),
 )

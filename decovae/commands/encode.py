@@ -26,8 +26,8 @@ class EncodeData:
     """Which volumes to encode."""
 
     root: Path | None = None
-    """Folder with .nii or .nii.gz anywhere below it, or a CSV manifest with a `path` column, whose other columns are
-    kept beside the latents; by default the volumes that RUN was trained on."""
+    """A store of `decovae prepare`, a folder with .nii or .nii.gz anywhere below it, or a CSV manifest with a `path`
+    column; other columns are kept beside the latents. By default the volumes that RUN was trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,8 @@ class EncodeConfig:
     out: Path | None = None
     """Folder for the latents; by default `latents` in RUN."""
     leave_out_unusable: bool = False
-    """Encode the others when volumes cannot be used, and name those, instead of stopping at the first."""
+    """Encode the others when volumes of a folder or manifest cannot be used, and name those, instead of stopping at the
+    first; those that a store was prepared without are in its excluded.csv."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the encoder: auto is that of the latents that --out holds already, else bf16 autocast on CUDA and
     fp32 on the CPU."""
@@ -69,7 +70,7 @@ def _encode(config: EncodeConfig, runtime: Runtime) -> None:
     from decovae.generation.encoding import encode_volumes
     from decovae.models.weights import load_autoencoder
     from decovae.training.finished import open_vae
-    from decovae.training.volumes import describe, split
+    from decovae.training.volumes import describe, remarks, split
 
     vae = runtime.on_main(lambda: open_vae(config.run, option="decovae encode"))
     data = vae.config.data if config.data.root is None else replace(vae.config.data, root=config.data.root)
@@ -89,15 +90,16 @@ def _encode(config: EncodeConfig, runtime: Runtime) -> None:
         precision=config.precision,
     )
     if runtime.main:
-        for line in summary(store, volumes):
+        for line in [*summary(store, volumes), *remarks(volumes, data)]:
             print(line)
 
 
 def _open(data: DataConfig, config: EncodeConfig) -> tuple[Volumes, list[LeftOut]]:
     from decovae.data.nifti import open_usable_nifti
+    from decovae.data.store import is_store
     from decovae.training.volumes import open_volumes
 
-    if data.root is not None and config.leave_out_unusable:
+    if data.root is not None and config.leave_out_unusable and not is_store(data.root):
         return open_usable_nifti(data.root, patch=ANY_SIZE)
     return open_volumes(replace(data, patch=ANY_SIZE)), []
 

@@ -19,7 +19,7 @@ from decovae.metrics.slice_features import SliceNetwork
 from decovae.models.autoencoder import AutoencoderConfig
 from decovae.runtime import Runtime
 from decovae.training.config import DataConfig
-from decovae.training.volumes import open_volumes, split
+from decovae.training.volumes import announce, open_volumes, remarks, split
 
 
 class Evaluated(NamedTuple):
@@ -38,6 +38,7 @@ def open_split(data: DataConfig, runtime: Runtime) -> tuple[Volumes, dict[str, l
     """
     runtime.fill_caches(lambda: open_volumes(data))
     volumes = open_volumes(data)
+    announce(remarks(volumes, data), runtime)
     training, validation = split(volumes, data)
     return volumes, {"training": training, "validation": validation, "all": sorted([*training, *validation])}
 

@@ -29,8 +29,8 @@ class StudyData:
     """Volumes of all models."""
 
     root: Path | None = None
-    """Folder with .nii or .nii.gz anywhere below it, or a CSV manifest with a `path` column; none is the template
-    cohort."""
+    """A store of `decovae prepare`, a folder with .nii or .nii.gz anywhere below it, or a CSV manifest with a `path`
+    column; none is the template cohort."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import torch
 
 from decovae.data.cache import cache_folder
 from decovae.data.deformation import centres, exponential, sample, smooth_field
+from decovae.data.foreground import foreground_places
 from decovae.data.inspection import Measurement, accepted, for_all, measured
 from decovae.data.resample import resample_crop
 from decovae.data.template import BOX_SIZE, FULL_SHAPE, cohort_affine, tissue_maps
@@ -23,7 +24,7 @@ from decovae.files import write_atomically
 
 __all__ = ["FULL_SHAPE", "cohort_affine", "cohort_subject", "open_cohort"]
 
-COHORT_VERSION = 2  # raise it when a subject's voxels change: it names the cache folder
+COHORT_VERSION = 3  # raise it when a subject's voxels change: it names the cache folder
 FLOW_SHAPE: Shape = (46, 55, 46)  # about 4 mm, fine enough for the finest octave of velocity
 VELOCITY_OCTAVES = ((48.0, 2.8), (24.0, 1.8), (12.0, 0.8))  # (spacing, root mean square), millimetres
 
@@ -134,14 +135,17 @@ def _name(index: int) -> str:
 
 def _record(item: tuple[int, Path]) -> VolumeRecord:
     index, file = item
-    return VolumeRecord(_name(index), f"template:{index}", *measured(file, _measure))
+    shape, low, high, affine, foreground = measured(file, _measure)
+    return VolumeRecord(_name(index), f"template:{index}", shape, low, high, affine, foreground=foreground)
 
 
 def _measure(file: Path) -> Measurement:
     volume = np.load(file, mmap_mode="r")
     depth, height, width = volume.shape
     shape = depth, height, width
-    return Measurement(shape, *intensity_range(volume), affine_rows(cohort_affine(shape)))
+    low, high = intensity_range(volume)
+    affine = affine_rows(cohort_affine(shape))
+    return Measurement(shape, low, high, affine, foreground_places(volume, low=low, high=high))
 
 
 def _holds_subject(file: Path, shape: Shape) -> bool:

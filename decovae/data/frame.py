@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from decovae.data.resample import true_size
 from decovae.data.volumes import Affine, Shape, affine_rows
 
 
@@ -36,6 +37,22 @@ class Frame:
         scale = np.divide(self.shape, grid)
         turned = np.diag([*scale, 1.0])
         turned[:3, 3] = (scale - 1) / 2
+        return Frame(grid, affine_rows(self.matrix @ turned))
+
+    def ratios(self, spacing: tuple[float, float, float]) -> tuple[float, float, float]:
+        """The sizes of voxels of `spacing` millimetres in voxels of this frame, along its axes."""
+        x, y, z = np.divide(spacing, np.linalg.norm(self.matrix[:3, :3], axis=0)).tolist()
+        return x, y, z
+
+    def true_size(self, grid: Shape, spacing: tuple[float, float, float]) -> Frame:
+        """The frame of `grid` voxels of `spacing` millimetres around the middle of this one.
+
+        This is where the voxels of `decovae.data.resample.resample_true_size` lie.
+        """
+        places = map(true_size, self.shape, grid, self.ratios(spacing))
+        firsts, steps = zip(*places, strict=True)
+        turned = np.diag([*steps, 1.0])
+        turned[:3, 3] = firsts
         return Frame(grid, affine_rows(self.matrix @ turned))
 
     def as_dict(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from decovae.errors import InputError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-MEASURE_VERSION = 2  # raise it when the meaning of what is remembered of a volume changes
+MEASURE_VERSION = 3  # raise it when the meaning of what is remembered of a volume changes
 SHOW_PROGRESS_FROM = 8  # fewer volumes are done before a bar would be read
 
 
@@ -67,6 +67,7 @@ class Measurement(NamedTuple):
     low: float
     high: float
     affine: Affine
+    foreground: bytes
 
 
 def measured(path: Path, measure: Callable[[Path], Measurement]) -> Measurement:
@@ -83,7 +84,11 @@ def measured(path: Path, measure: Callable[[Path], Measurement]) -> Measurement:
     if (known := _parsed(recall(key))) is not None:
         return known
     found = measure(path)
-    remember(key, {**found._asdict(), "shape": list(found.shape), "affine": [list(row) for row in found.affine]})
+    rows = [list(row) for row in found.affine]
+    remember(
+        key,
+        {**found._asdict(), "shape": list(found.shape), "affine": rows, "foreground": found.foreground.hex()},
+    )
     return found
 
 
@@ -93,6 +98,7 @@ def _parsed(entry: dict[str, Any] | None) -> Measurement | None:
             return None
         depth, height, width = (int(size) for size in entry["shape"])
         affine = affine_rows(entry["affine"])
-        return Measurement((depth, height, width), float(entry["low"]), float(entry["high"]), affine)
+        foreground = bytes.fromhex(entry["foreground"])
+        return Measurement((depth, height, width), float(entry["low"]), float(entry["high"]), affine, foreground)
     except (KeyError, TypeError, ValueError):
         return None

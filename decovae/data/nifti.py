@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import gzip
-import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
-from nibabel.spatialimages import HeaderDataError
 
+from decovae.data.file_bytes import Content, opened, printable
+from decovae.data.foreground import foreground_places
 from decovae.data.inspection import Measurement, accepted, for_all, measured
+from decovae.data.nifti_header import HEAD, Header, parse_header
+from decovae.data.pairs import halves
 from decovae.data.sources import Source, find_volumes
 from decovae.data.volumes import Affine, LeftOut, Shape, VolumeRecord, Volumes, affine_rows, intensity_range, times
 from decovae.errors import InputError
 
-GZIP_MAGIC = b"\x1f\x8b"
+LIMIT = 2 << 30
+"""Bytes of one volume: a head at a quarter of a millimetre in 16 bits has fewer."""
 
 
 @dataclass(frozen=True)
@@ -94,119 +96,82 @@ class Stored(NamedTuple):
         voxels: as they are stored, `(D, H, W)`, turned to RAS axes as a view.
         inverted: whether the file's slope is negative.
         affine: from indices of `voxels` to millimetres.
+        zero: the stored value that stands for an intensity of 0; the dtype of the voxels need not have it.
+        digest: SHA-256 of the file as it lies there, in hexadecimal, if it was asked for. Of a .hdr/.img pair: that of
+            the two files' digests one after the other, the header's first.
     """
 
     voxels: np.ndarray
     inverted: bool
     affine: Affine
+    zero: float
+    digest: str
 
 
-def read_nifti(path: Path) -> Stored:
+def read_nifti(path: Path, *, limit: int = LIMIT, checksum: bool = False) -> Stored:
     """A file's voxels and their place; slope and intercept are not applied.
 
+    The header is read first, and no more is decompressed than it promises.
+
+    Args:
+        path: a .nii file, or either half of a .hdr/.img pair, compressed or not.
+        limit: bytes that a volume may have before anything is done to it.
+        checksum: compute `digest`.
+
     Raises:
-        InputError: not a file, not NIfTI, truncated, not 3D, or not of real numbers.
+        InputError: not a file, not NIfTI, truncated, larger than `limit`, not 3D, sheared, or not of real numbers.
     """
-    content = _content(path)
     try:
-        header = _header(content)
-        shape = _spatial_shape(header)
-        dtype = _dtype(header)
-        offset = max(header.get_data_offset(), header.single_vox_offset)  # 0 stands for "right after the header"
-        slope, _ = header.get_slope_inter()
-        stored_affine = _affine(header)
-        axes = nib.io_orientation(stored_affine)
-    except (ValueError, HeaderDataError) as error:
-        raise InputError(f"The volume {path} {_predicate(error)}.") from error
-    promised = offset + math.prod(shape) * dtype.itemsize
-    if promised > len(content):
-        raise InputError(f"The volume {path} is truncated: {promised} bytes are promised, {len(content)} are there.")
-    stored: np.ndarray = np.ndarray(shape, dtype, buffer=content, offset=offset, order="F")
+        first, second = halves(path)
+    except OSError as error:
+        raise InputError(f"The volume {printable(path)} cannot be read: {error.strerror}.") from error
+    digest = ""
+    with opened(first, volume=path) as content:
+        header = parse_header(content.head(HEAD))
+        if header.paired != (first != second):
+            raise ValueError(
+                "is half of a .hdr/.img pair by its header, but not by its name: name both halves alike, one .hdr and "
+                "one .img"
+                if header.paired
+                else "is a whole volume by its header, but half of a .hdr/.img pair by its name: name it .nii"
+            )
+        if not header.paired:
+            return _stored(content, header, limit=limit, checksum=checksum)
+        if checksum:
+            digest = content.digest()
+    with opened(second, volume=path) as content:
+        stored = _stored(content, header, limit=limit, checksum=checksum)
+    return stored._replace(digest=sha256((digest + stored.digest).encode()).hexdigest() if checksum else "")
+
+
+def _stored(content: Content, header: Header, *, limit: int, checksum: bool) -> Stored:
+    content_bytes = content.whole(header.end, limit=limit)
+    stored: np.ndarray = np.ndarray(header.shape, header.dtype, buffer=content_bytes, offset=header.offset, order="F")
+    axes = nib.io_orientation(header.affine)
     return Stored(
         nib.apply_orientation(stored, axes),
-        slope is not None and slope < 0,
-        affine_rows(stored_affine @ nib.orientations.inv_ornt_aff(axes, shape)),
+        header.inverted,
+        affine_rows(header.affine @ nib.orientations.inv_ornt_aff(axes, header.shape)),
+        header.zero,
+        content.digest() if checksum else "",
     )
 
 
 def _record(item: Source, *, patch: Shape) -> VolumeRecord:
-    subject, path, columns = item
-    shape, low, high, affine = measured(path, _measure)
+    subject, path, columns, session = item
+    shape, low, high, affine, foreground = measured(path, _measure)
     if any(size < least for size, least in zip(shape, patch, strict=True)):
         raise InputError(
             f"The volume {path} is {times(shape)} voxels (in RAS axes), smaller than the patch {times(patch)}."
         )
-    return VolumeRecord(subject, str(path), shape, low, high, affine, columns)
+    return VolumeRecord(subject, str(path), shape, low, high, affine, columns, session, foreground)
 
 
 def _measure(path: Path) -> Measurement:
-    volume, inverted, affine = read_nifti(path)
+    volume, inverted, affine, _, _ = read_nifti(path)
     depth, height, width = volume.shape
-    if not volume.size:
-        raise InputError(f"The volume {path} is {times((depth, height, width))} voxels: empty.")
     try:
         low, high = intensity_range(volume, inverted=inverted)
     except ValueError as error:
-        raise InputError(f"The volume {path} {error}.") from error
-    return Measurement((depth, height, width), low, high, affine)
-
-
-def _content(path: Path) -> Any:
-    """A file's bytes, decompressed or memory-mapped. By its content, not its name: scanners' exports mix them up."""
-    try:
-        with path.open("rb") as file:
-            magic = file.read(2)
-            if not magic:
-                raise InputError(f"The volume {path} is an empty file.")
-            if magic == GZIP_MAGIC:
-                return gzip.decompress(magic + file.read())
-        return np.memmap(path, mode="r")
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"The volume {path} is truncated or damaged: {str(error).rstrip('.')}.") from error
-    except OSError as error:
-        raise InputError(f"The volume {path} cannot be read: {error.strerror or error}.") from error
-
-
-def _header(content: Any) -> Any:
-    for kind in (nib.Nifti1Header, nib.Nifti2Header):
-        block = bytes(content[: kind.sizeof_hdr])
-        if kind.may_contain_header(block):
-            header = kind(block, check=False)  # nibabel's own check repairs some fields and logs; ours only rejects
-            if bytes(header["magic"]).startswith(b"n+"):
-                return header
-            raise ValueError("is half of a .hdr/.img pair: convert it to one .nii file")
-    raise ValueError("is not a NIfTI file")
-
-
-def _spatial_shape(header: Any) -> Shape:
-    sizes = tuple(int(size) for size in header.get_data_shape())
-    if any(size < 0 for size in sizes):
-        raise ValueError(f"has a negative size in its header: {times(sizes)}")
-    if len(sizes) > 3 and any(size != 1 for size in sizes[3:]):
-        raise ValueError(f"is {len(sizes)}D ({times(sizes)}): split it into 3D volumes")
-    if len(sizes) < 3:
-        raise ValueError(f"is {len(sizes)}D ({times(sizes)}): only 3D volumes can be trained on")
-    return sizes[0], sizes[1], sizes[2]
-
-
-def _dtype(header: Any) -> np.dtype:
-    try:
-        dtype: np.dtype = header.get_data_dtype()
-    except (KeyError, HeaderDataError) as error:
-        raise ValueError(f"has voxels of an unknown type, code {int(header['datatype'])}") from error
-    if dtype.kind not in "iuf":
-        raise ValueError(f"has {'RGB' if dtype.names else dtype.name} voxels, not real numbers")
-    return dtype
-
-
-def _affine(header: Any) -> np.ndarray:
-    affine = np.asarray(header.get_best_affine())
-    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
-        raise ValueError("has an affine that does not say where its axes point")
-    return affine
-
-
-def _predicate(error: Exception) -> str:
-    """What an error says, to follow "the volume …": ours begin with a verb, nibabel's get one."""
-    message = str(error).rstrip(".")
-    return message if message.startswith(("is ", "has ")) else f"has a damaged header: {message}"
+        raise InputError(f"The volume {printable(path)} {error}.") from error
+    return Measurement((depth, height, width), low, high, affine, foreground_places(volume, low=low, high=high))

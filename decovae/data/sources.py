@@ -2,44 +2,45 @@
 
 from __future__ import annotations
 
-import csv
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
+from decovae.data.file_bytes import printable
+from decovae.data.manifest import MANIFESTS, RESERVED, read_table
+from decovae.data.walk import bare_name, walk
 from decovae.errors import InputError
 
-SUFFIXES = (".nii", ".nii.gz")
-BIDS_SUBJECT = re.compile(r"(sub-[0-9A-Za-z]+)(?=[_.]|$)")
+_SUBJECT = re.compile(r"(sub-[0-9A-Za-z]+)(?=[_.]|$)")
+_SESSION = re.compile(r"(?:^|_)(ses-[0-9A-Za-z]+)(?=[_.]|$)")
 
 
 class Source(NamedTuple):
-    """A file, whose volume it holds, and what else a manifest says of it: column to value."""
+    """A file, whose volume it holds, of which session if that is known, and what a manifest says of it."""
 
     subject: str
     path: Path
     columns: Mapping[str, str]
+    session: str = ""
 
 
 def find_volumes(root: Path, *, all_there: bool = True) -> list[Source]:
     """Every volume of `root`, sorted by subject and path, so that no order of a file system shows in a run.
 
     Args:
-        root: a folder with `.nii` or `.nii.gz` files anywhere below it, or a CSV file with a column `path`, relative
-            to the CSV's folder or absolute, and, if wanted, a column `subject`. All other columns are kept as they
-            are, without the blanks around names and values.
+        root: a folder with `.nii` or `.nii.gz` files, or `.hdr`/`.img` pairs, anywhere below it, or a table (see
+            `read_table`) with a column `path`, relative to the table's folder or absolute, and, if wanted, columns
+            `subject` and `session`. All other columns but `mask` are kept as they are.
         all_there: refuse a manifest with paths to nothing; else those paths are returned like the others.
 
     Raises:
-        InputError: nothing at `root`, no volumes, or a manifest without paths, or with paths to nothing.
+        InputError: nothing at `root`, no volumes, a folder that cannot be read, or a manifest without paths, or with
+            paths to nothing.
     """
     if root.is_dir():
-        found = [Source(subject_of(path.relative_to(root)), path, {}) for path in _walk(root)]
-        if not found:
-            raise InputError(f"There is no .nii or .nii.gz file anywhere below {root}.")
-    elif root.is_file() and root.suffix.lower() == ".csv":
+        found = _folder(root)
+    elif root.is_file() and root.suffix.lower() in MANIFESTS:
         found = _manifest(root, all_there=all_there)
     elif root.exists():
         raise InputError(
@@ -53,54 +54,39 @@ def find_volumes(root: Path, *, all_there: bool = True) -> list[Source]:
 def subject_of(path: PurePath) -> str:
     """The subject that a path names: BIDS' `sub-XXX` in a folder's or the file's name, else the file's bare name."""
     for part in path.parts:
-        if match := BIDS_SUBJECT.match(part):
+        if match := _SUBJECT.match(part):
             return match.group(1)
-    name = path.name
-    for suffix in SUFFIXES[::-1]:
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
+    return printable(bare_name(path.name))
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    seen = set()  # links are followed, each folder once: a link to a parent would never end
-    for folder, children, files in os.walk(root, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            children.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        children.sort()  # which of two ways into a folder comes first must not depend on the file system
-        # A hidden .nii is an editor's or another system's side file, not a scan.
-        yield from (Path(folder, file) for file in files if _is_volume(file))
+def session_of(path: PurePath) -> str:
+    """The session that a path names: BIDS' `ses-XXX` in a folder's or the file's name, else nothing."""
+    return next((match.group(1) for part in path.parts if (match := _SESSION.search(part))), "")
 
 
-def _is_volume(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+def _folder(root: Path) -> list[Source]:
+    entries = walk(root).entries
+    for entry in entries:
+        if entry.state == "closed":
+            raise InputError(f"{printable(root / entry.path)} {entry.problem}.")
+    volumes = [entry.path for entry in entries if entry.state in ("volume", "broken")]
+    if not volumes:
+        raise InputError(f"There is no .nii or .nii.gz file anywhere below {root}.")
+    return [Source(subject_of(path), root / path, {}, session_of(path)) for path in volumes]
 
 
 def _manifest(manifest: Path, *, all_there: bool) -> list[Source]:
-    try:
-        with manifest.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = [column.strip() for column in reader.fieldnames or ()]
-            reader.fieldnames = columns
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"The manifest {manifest} cannot be read as CSV: {error}.") from error
-    if "path" not in columns:
-        raise InputError(f"The manifest {manifest} has no column 'path'; it has {', '.join(columns) or 'none'}.")
-    others = [name for name in columns if name and name not in ("path", "subject")]
     found, missing = [], []
-    for line, row in rows:
-        entry = (row["path"] or "").strip()
+    for row in read_table(manifest, "path"):
+        entry = row.cells["path"]
         if not entry:
-            raise InputError(f"The manifest {manifest} has no path in line {line}.")
+            raise InputError(f"The manifest {manifest} has no path in line {row.line}.")
         path = manifest.parent / entry
         if all_there and not path.is_file():
-            missing.append((line, path))
-        subject = (row.get("subject") or "").strip() or subject_of(PurePath(entry))
-        found.append(Source(subject, path, {name: (row[name] or "").strip() for name in others}))
+            missing.append((row.line, path))
+        subject = row.cells.get("subject") or subject_of(PurePath(entry))
+        session = row.cells.get("session") or session_of(PurePath(entry))
+        found.append(Source(subject, path, row.others(*RESERVED), session))
     if missing:
         line, path = missing[0]
         more = f" ({len(missing) - 1} more of its files are missing)" if len(missing) > 1 else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 # The numbers are part of what a seed means: never reuse one.
-ORDER, CROP, AUGMENTATION, POSTERIOR, SLICES, LATENT, NOISE, TIME, DROPOUT = range(9)
+ORDER, CROP, AUGMENTATION, POSTERIOR, SLICES, LATENT, NOISE, TIME, DROPOUT, FOREGROUND = range(10)
 
 
 def sequence(seed: int, stream: int, number: int) -> np.random.SeedSequence:

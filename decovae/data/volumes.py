@@ -37,12 +37,15 @@ class VolumeRecord:
     Attributes:
         subject: whose brain it is; all volumes of a subject stay on one side of the split.
         source: the file's path, or `template:7` for subject 7 of the template cohort.
-        shape: voxels along the axes left→right, posterior→anterior, inferior→superior (RAS).
+        shape: voxels along the axes left→right, posterior→anterior, inferior→superior (RAS), of the volume in its file.
+            What `Volumes.read` returns covers the same box, in other voxels where a store has resized it.
         low: the intensity that is scaled to 0, the volume's percentile 0, in the unit of `Volumes.read`.
         high: the intensity that is scaled to 1, the volume's percentile 99.5.
-        affine: from voxel indices of what `Volumes.read` returns to millimetres, RAS.
+        affine: from indices of those voxels of the file, turned to RAS axes, to millimetres.
         columns: what else the CSV manifest says of the volume, column to value, without `path` and `subject`; empty
             for volumes that were not found by a manifest.
+        session: which of the subject's sessions it is of, where that is known.
+        foreground: places in the brain, see `decovae.data.foreground`; empty where nobody looked.
     """
 
     subject: str
@@ -52,6 +55,8 @@ class VolumeRecord:
     high: float
     affine: Affine
     columns: Mapping[str, str] = field(default_factory=dict, hash=False)
+    session: str = ""
+    foreground: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -83,14 +88,42 @@ def intensity_range(volume: np.ndarray, *, inverted: bool = False) -> tuple[floa
     applied; only a negative slope shows. `inverted` says so: the percentiles are then those of `-volume`, negated.
 
     Raises:
-        ValueError: NaN, infinite or constant intensities; the message completes "the volume …".
+        ValueError: NaN, infinite or constant intensities, or such that their difference is infinite; the message
+            completes "the volume …".
     """
     values = volume.ravel(order="K")  # in memory order: no copy for a volume whose axes were only turned
     with np.errstate(invalid="ignore"):
-        extremes = values.min(), values.max()  # where a NaN or an infinity shows, without a mask of the whole
-    if not np.isfinite(extremes).all():
+        darkest, brightest = values.min(), values.max()  # where a NaN or infinity shows, without a mask of the whole
+    if not np.isfinite([darkest, brightest]).all():
         raise ValueError("holds NaN or infinite intensities")
-    low, high = (float(value) for value in np.percentile(values, (100.0, 0.5) if inverted else (0.0, 99.5)))
+    # Between the two that the rank lies between, as NumPy's percentiles do, but in float64 whatever the voxels.
+    rank = (values.size - 1) * (0.005 if inverted else 0.995)
+    below = int(rank)
+    first, second = _ranked(values, below, min(below + 1, values.size - 1), from_bottom=inverted)
+    low = float(brightest if inverted else darkest)
+    part = rank - below
+    high = second - (second - first) * (1 - part) if part >= 0.5 else first + (second - first) * part  # as in NumPy
     if low == high:
-        raise ValueError(f"is constant: its percentiles 0 and 99.5 are both {low:g}")
+        raise ValueError(f"is constant: {low:g} in at least 99.5 % of its voxels")
+    if not np.isfinite(high - low):
+        raise ValueError(f"has intensities from {darkest:g} to {brightest:g}, too far apart to be scaled")
     return low, high
+
+
+def _ranked(values: np.ndarray, *ranks: int, from_bottom: bool) -> list[float]:
+    """The values at neighbouring ranks near the top, or the bottom, of the sorted order.
+
+    Sorting, even in part, costs more than reading the file. A sample tells where that end of the order begins, with
+    room to spare, and only what lies beyond has to be put in order.
+    """
+    sample = np.sort(values[:: max(values.size >> 16, 1)])
+    for share in (0.0075, 0.1):
+        edge = sample[int(sample.size * share) if from_bottom else int(sample.size * (1 - share))]
+        end = values[values <= edge] if from_bottom else values[values >= edge]
+        places = [rank if from_bottom else rank - (values.size - end.size) for rank in ranks]
+        if min(places) >= 0 and max(places) < end.size:
+            break
+    else:
+        end, places = values.copy(), list(ranks)
+    end.partition(places)
+    return [float(end[place]) for place in places]

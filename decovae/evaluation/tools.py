@@ -21,10 +21,10 @@ from decovae.evaluation.together import gathered
 from decovae.evaluation.volume_sets import VolumeSet
 from decovae.generation.ahead import worked_ahead
 from decovae.generation.progress import Progress
-from decovae.generation.threads import one_thread
 from decovae.metrics.memorisation import thumbnail
 from decovae.metrics.tissue import METHOD, tissue_volumes
 from decovae.runtime import Runtime
+from decovae.threads import one_thread
 
 TISSUE_VERSION = 1  # raise it when the method's figures change: it is part of what is remembered
 

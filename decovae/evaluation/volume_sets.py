@@ -106,7 +106,7 @@ class SampleVolumes:
             InputError: the file is damaged, lies elsewhere than the flow's volumes, or holds NaN; names it.
         """
         path = self.folder / (self.names[place] + VOLUME_SUFFIX)
-        voxels, _, affine = read_nifti(path)
+        voxels, _, affine, _, _ = read_nifti(path)
         wanted = self.space.frame
         if voxels.shape != wanted.shape or not np.allclose(affine, wanted.matrix, atol=ALIKE):
             raise InputError(

@@ -25,11 +25,11 @@ from decovae.generation.latents import LatentRecord, LatentStore, Precision, kep
 from decovae.generation.progress import Progress
 from decovae.generation.shards import read_header, shard_path
 from decovae.generation.side_by_side import volumes_at_once
-from decovae.generation.threads import one_thread
 from decovae.losses.moments import ChannelMoments
 from decovae.models.autoencoder import Autoencoder, AutoencoderConfig
 from decovae.models.weights import encoder_fingerprint
 from decovae.runtime import Runtime
+from decovae.threads import one_thread
 
 
 def encode_volumes(

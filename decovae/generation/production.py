@@ -16,8 +16,9 @@ from torch import Tensor
 from decovae.data.volumes import Shape
 from decovae.errors import RunError
 from decovae.generation.sampling import Sampler
-from decovae.generation.threads import fitting, one_thread
+from decovae.generation.threads import fitting
 from decovae.models.autoencoder import AutoencoderConfig
+from decovae.threads import one_thread
 
 FEATURES_A_VOLUME = 5
 """Times the widest features on the full grid that decoding takes at its peak: 3.6 to 4.2 measured, 80³ to 112³."""

@@ -16,10 +16,10 @@ from decovae.errors import InputError
 from decovae.generation.conditioning import guided_velocity
 from decovae.generation.flow_file import FlowDescription
 from decovae.generation.solvers import TOLERANCE, evaluations, integrate
-from decovae.generation.threads import one_thread
 from decovae.models.autoencoder import Autoencoder
 from decovae.models.flow_unet import FlowUNet
 from decovae.models.weights import encoder_fingerprint
+from decovae.threads import one_thread
 from decovae_kernels import norm_conv
 
 Precision = Literal["fp32", "bf16"]

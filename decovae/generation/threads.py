@@ -1,13 +1,9 @@
-"""Work side by side on a machine's cores: how much of it fits, and bits that do not depend on the number of threads."""
+"""Work side by side on a machine's cores: how much of it fits."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
 
 MOST_AT_ONCE = 8
 """Volumes that a process works on side by side, at most."""
@@ -33,17 +29,3 @@ def memory_bytes() -> float:
     if not {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(names):
         return math.inf
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread: how it cuts sums for several changes their last bits with the number.
-
-    Threads that begin inside compute on one too. Blocks of several threads may overlap only inside one outer block.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -51,9 +51,9 @@ def _mini(*, subjects: int, vae: str, decoder: str, latent_seeds: tuple[int, ...
     return Plan(
         "paper",
         samples=0,
-        # The preset's four loaders: a patch of a volume of 1 mm takes 0.02 s to resize and 0.07 s to augment on a slow
-        # core (measured), so four make a batch in 0.05 s, and a step of an H200 takes about 0.11 s (predicted). Eight
-        # would not fit the 64 MB of shared memory that containers have by default.
+        # The preset's four loaders: a patch of a volume of 1 mm takes 0.02 s to resize on a slow core (measured) and is
+        # augmented on the GPU, so four make a batch in 0.01 s, and a step of an H200 takes about 0.11 s (predicted).
+        # Eight would not fit the 64 MB of shared memory that containers have by default.
         data=tuple(f"--data.cohort-size {subjects} --data.validation-fraction 0.25".split()),
         vae=tuple(f"{vae} {start} --checkpoint-every 500".split()),
         decoder=tuple(f"{decoder} {tune} --checkpoint-every 500".split()),

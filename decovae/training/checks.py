@@ -80,6 +80,7 @@ def _check_numbers(config: TrainingConfig) -> None:
 def _numbers_of_any_run(config: RunConfig) -> tuple[dict[str, float], dict[str, float]]:
     at_least_one: dict[str, float] = {
         "--data.batch-size": config.data.batch_size,
+        "--data.prefetch": config.data.prefetch,
         "--steps": config.steps,
         "--validate-every": config.validate_every,
         "--checkpoint-every": config.checkpoint_every,
@@ -114,6 +115,8 @@ def _check_data(config: AdversarialConfig) -> None:
         raise InputError(f"--data.patch {_spaced(data.patch)}: does not fit --data.grid {_spaced(data.grid)}.")
     if not 0 < data.validation_fraction < 1:
         raise InputError(f"--data.validation-fraction {data.validation_fraction}: must be between 0 and 1.")
+    if not 0 <= data.foreground <= 1:
+        raise InputError(f"--data.foreground {data.foreground}: must be at least 0 and at most 1.")
 
 
 def check_compression(config: AdversarialConfig, factor: int) -> None:

@@ -15,13 +15,18 @@ from typing import Any, TypeVar
 import tyro
 
 from decovae.errors import InputError, RunError
-from decovae.process import lost_another
+from decovae.process import lost_another, lost_loader
 
 Config = TypeVar("Config")
 
 LOST = (
     "lost another process of this run, which ended or cannot be reached ({}); started again, the run continues from "
     "its last checkpoint, torchrun --max-restarts does so by itself."
+)
+
+LOADER = (
+    "a loader process was killed, most often for want of memory; ask for more of it, or lower --data.workers; started "
+    "again, the run continues from its last checkpoint."
 )
 
 
@@ -113,6 +118,8 @@ def exit_code(action: Callable[[], int | None], *, stopped: str) -> int:
         return fail(RunError(stopped), 130)
     except Exception as error:
         alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+        if lost_loader(error):
+            return fail(RunError(LOADER), 1)
         if not alone and (gone := lost_another(error)) is not None:
             return fail(RunError(LOST.format(gone)), 1)
         if isinstance(error, InputError):

@@ -26,6 +26,8 @@ class LoaderConfig:
     """Samples a process sees at once."""
     workers: int = 4
     """Loader processes a training process; 0 loads in the training process."""
+    prefetch: int = 2
+    """Batches that each of them works ahead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +35,15 @@ class DataConfig(LoaderConfig):
     """Volumes, and how patches are cut from them."""
 
     root: Path | None = None
-    """Folder with .nii or .nii.gz anywhere below it, or a CSV manifest with a `path` column; none is the template
-    cohort."""
+    """A store of `decovae prepare`, a folder with .nii or .nii.gz anywhere below it, or a CSV manifest with a `path`
+    column; none is the template cohort."""
     grid: tuple[int, int, int] = (128, 256, 128)
     """Voxels of a volume after resizing, in RAS axes."""
     patch: tuple[int, int, int] = (96, 96, 96)
     """Voxels of a training patch."""
+    foreground: float = 0.0
+    """Share of the training patches that must contain some of the brain, or of the head where the skull is left on; the
+    others may lie anywhere."""
     seed: int = 0
     """Seed of the template cohort and of the split into training and validation; apart from the run's, so that runs of
     different seeds see the same data."""
@@ -47,9 +52,9 @@ class DataConfig(LoaderConfig):
     cohort_shape: tuple[int, int, int] = (182, 218, 182)
     """Voxels of its volumes before resizing; by default 1 mm, as in UK Biobank."""
     validation_fraction: float = 0.1
-    """Share of the subjects held out for validation, at least one."""
+    """Share of the subjects held out for validation, at least one. A column `split` of the volumes goes before."""
     validation_limit: int = 32
-    """Most subjects to hold out."""
+    """Most subjects to hold out, or to reconstruct at a validation where that column holds out more."""
     augment: bool = True
     """Augment training patches."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)

@@ -27,9 +27,10 @@ from decovae.training.config import DecoderConfig
 from decovae.training.finished import open_vae
 from decovae.training.noise import normal_noise
 from decovae.training.parallel import prepare_module
+from decovae.training.patches import Patches
 from decovae.training.stage import Batch
 from decovae.training.summary import reconstruction_summary
-from decovae.training.volumes import Patches
+from decovae.training.volumes import announce
 
 
 class DecoderHalf(nn.Module):
@@ -109,8 +110,9 @@ class DecoderStage(DecoderNetworks):
         runtime.fill_caches(lambda: (Patches(config, runtime), VAEObjective(config.loss)))
         self.source = source
         self.patches = Patches(config, runtime)
+        announce(self.patches.notes, runtime)
         self.fingerprint = encoder_fingerprint(autoencoder)
-        self.inputs = {"autoencoder": sha256(source.weights)}
+        self.inputs = {**self.patches.inputs, "autoencoder": sha256(source.weights)}
         super().__init__(config, runtime, VAEObjective(config.loss, deco="none"), autoencoder)
 
     def begin(self, folder: Path) -> None:

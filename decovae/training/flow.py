@@ -15,9 +15,10 @@ from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from decovae.data import streams
+from decovae.data.loading import Loader
 from decovae.data.patches import visited
 from decovae.errors import InputError
 from decovae.files import write_atomically, writing
@@ -35,12 +36,12 @@ from decovae.models.weights import WEIGHTS_FILE, load_autoencoder
 from decovae.runtime import Runtime
 from decovae.training.checkpoints import Best
 from decovae.training.config import FlowConfig
+from decovae.training.interruption import leave_signals_to_the_parent
 from decovae.training.latents import latents_and_decoder
 from decovae.training.noise import normal_noise, positions_of, uniforms
 from decovae.training.parallel import prepare_module
 from decovae.training.sampling import Batches
 from decovae.training.stage import Batch
-from decovae.training.volumes import leave_signals_to_the_parent
 
 TIMES = 8
 """Fixed times at which a validation latent's loss is taken."""
@@ -131,12 +132,13 @@ class FlowStage:
             rank=self.runtime.rank,
             world=self.runtime.world,
         )
-        return DataLoader(
+        return Loader(
             LatentDataset(self.store, self.condition_rows, seed=config.seed),
-            batch_sampler=order,
-            num_workers=config.data.workers,
-            pin_memory=self.runtime.device.type == "cuda",
-            worker_init_fn=leave_signals_to_the_parent,
+            order,
+            workers=config.data.workers,
+            prefetch=config.data.prefetch,
+            device=self.runtime.device,
+            at_start=leave_signals_to_the_parent,
         )
 
     def losses(self, batch: Batch, step: int) -> Iterator[tuple[str, Loss]]:

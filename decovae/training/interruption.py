@@ -76,3 +76,9 @@ def stop_requests(*, announce: bool) -> Iterator[StopRequest]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def leave_signals_to_the_parent(_: int) -> None:
+    """Ctrl-C and schedulers reach loader processes too: the training process ends them when it is done."""
+    for number in REQUESTS:
+        signal.signal(number, signal.SIG_IGN)

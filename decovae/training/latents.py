@@ -14,7 +14,7 @@ from decovae.models.weights import encoder_fingerprint, load_autoencoder
 from decovae.runtime import Runtime
 from decovae.training.config import DataConfig, DecoderConfig, FlowConfig
 from decovae.training.finished import FinishedVAE, open_vae
-from decovae.training.volumes import describe, open_volumes, split
+from decovae.training.volumes import announce, describe, open_volumes, remarks, split
 
 
 def latents_and_decoder(config: FlowConfig, runtime: Runtime) -> tuple[LatentStore, Path]:
@@ -87,6 +87,7 @@ def _encoded(source: FinishedVAE, runtime: Runtime, conditions: Sequence[str]) -
     data, out = source.config.data, source.folder / "latents"
     runtime.fill_caches(lambda: open_volumes(data))
     volumes = open_volumes(data)
+    announce(remarks(volumes, data), runtime)
     training, validation = split(volumes, data)
     rows = [{"subject": record.subject, **record.columns} for record in volumes.records]
     runtime.on_main(lambda: fit_conditions(conditions, rows, training))

@@ -32,6 +32,7 @@ HOW_NOT_WHAT = (
     "log_every",
     "skip_limit",
     "data.workers",
+    "data.prefetch",
     "data.batch_size",
     "optimizer.accumulation",
     "parallel",

@@ -21,9 +21,10 @@ from decovae.training.adversarial import AdversarialNetworks
 from decovae.training.checkpoints import Best
 from decovae.training.config import VAEConfig
 from decovae.training.parallel import prepare_module
+from decovae.training.patches import Patches
 from decovae.training.stage import Batch
 from decovae.training.summary import reconstruction_summary
-from decovae.training.volumes import Patches
+from decovae.training.volumes import announce
 
 
 class VAENetworks(AdversarialNetworks):
@@ -73,7 +74,9 @@ class VAEStage(VAENetworks):
     def __init__(self, config: VAEConfig, runtime: Runtime) -> None:
         runtime.fill_caches(lambda: (Patches(config, runtime), VAEObjective(config.loss)))
         self.patches = Patches(config, runtime)
-        self.inputs = {} if config.init is None else {"init": sha256(weights_file(config.init))}
+        announce(self.patches.notes, runtime)
+        initial = {} if config.init is None else {"init": sha256(weights_file(config.init))}
+        self.inputs = {**self.patches.inputs, **initial}
         super().__init__(config, runtime, VAEObjective(config.loss, deco=config.deco))
 
     def begin(self, folder: Path) -> None:

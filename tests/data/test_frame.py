@@ -44,6 +44,18 @@ def test_there_and_back_is_the_same_place() -> None:
     np.testing.assert_allclose(again.matrix, frame.matrix, atol=1e-12)
 
 
+@pytest.mark.parametrize("grid", [(20, 24, 16), (7, 60, 33)])
+def test_true_size_keeps_the_middle_and_has_the_spacing(grid: tuple[int, int, int]) -> None:
+    frame = Frame((20, 24, 16), affine_rows(TURNED))  # 1.2 mm
+    for spacing in ((0.7, 1.0, 3.0), (1.2, 1.2, 1.2)):
+        fitted = frame.true_size(grid, spacing)
+        np.testing.assert_allclose(np.linalg.norm(fitted.matrix[:3, :3], axis=0), spacing)
+        middle = [(np.array(each.shape) - 1) / 2 for each in (frame, fitted)]
+        there, ours = (nib.affines.apply_affine(f.matrix, m) for f, m in zip((frame, fitted), middle, strict=True))
+        off = np.abs(np.linalg.solve(frame.matrix[:3, :3], ours - there))  # in voxels
+        assert (off < (0.5 + 1e-9 if spacing[0] == 1.2 else 1e-9)).all()
+
+
 def test_a_frame_survives_json_exactly() -> None:
     frame = Frame((5, 6, 7), affine_rows(TURNED))
     assert Frame.from_dict(json.loads(json.dumps(frame.as_dict()))) == frame

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -105,6 +108,67 @@ def test_a_gzipped_file_named_nii_is_read(tmp_path: Path) -> None:
     volume = noise()
     write(tmp_path / "scan.nii.gz", volume).rename(tmp_path / "scan.nii")
     np.testing.assert_array_equal(open_nifti(tmp_path, patch=PATCH).read(0), volume)
+
+
+def test_members_of_gzip_and_zeros_behind_them_are_read(tmp_path: Path) -> None:
+    volume = noise()
+    content = nib.Nifti1Image(volume, np.eye(4)).to_bytes()
+    members = [gzip.compress(part) for part in (content[:200], b"", content[200:5000], content[5000:])]
+    (tmp_path / "scan.nii.gz").write_bytes(b"".join(members) + bytes(600))
+    np.testing.assert_array_equal(read_nifti(tmp_path / "scan.nii.gz").voxels, volume)
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+@pytest.mark.parametrize("kind", [nib.Nifti1Pair, nib.Nifti2Pair])
+def test_pairs_of_header_and_image_are_volumes(tmp_path: Path, kind: Any, end: str) -> None:
+    volume = noise()
+    write(tmp_path / f"scan.img{end}", volume, axes="LPS", kind=kind)
+    volumes = open_nifti(tmp_path, patch=PATCH)
+    assert [(record.subject, record.source) for record in volumes.records] == [
+        ("scan", str(tmp_path / f"scan.img{end}"))
+    ]
+    np.testing.assert_array_equal(volumes.read(0), volume)
+    np.testing.assert_array_equal(read_nifti(tmp_path / f"scan.hdr{end}").voxels, volume)
+
+
+def test_a_qform_whose_handedness_was_not_set_counts_as_right_handed(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(noise(), np.diag([1.5, 1.0, 2.0, 1.0]))
+    image.header["sform_code"], image.header["qform_code"] = 0, 1
+    content = bytearray(image.header.binaryblock + bytes(4) + noise().tobytes(order="F"))
+    content[76:80] = bytes(4)  # pixdim[0]
+    (tmp_path / "scan.nii").write_bytes(content)
+    assert read_nifti(tmp_path / "scan.nii").affine[0][0] == 1.5
+
+
+def test_axes_may_be_a_little_off_right_angles(tmp_path: Path) -> None:
+    affine = np.eye(4)
+    affine[0, 1] = np.tan(np.radians(0.9))
+    write(tmp_path / "scan.nii", noise(), affine=affine)
+    np.testing.assert_array_equal(read_nifti(tmp_path / "scan.nii").voxels, noise())
+
+
+@pytest.mark.parametrize(("slope", "intercept", "zero"), [(2.0, -100.0, 50.0), (-0.5, 3.0, 6.0), (0.0, 7.0, 0.0)])
+def test_the_stored_value_of_zero(tmp_path: Path, slope: float, intercept: float, zero: float) -> None:
+    image = nib.Nifti1Image(noise().astype(np.int16), np.eye(4))
+    header = image.header
+    header["scl_slope"], header["scl_inter"], header["vox_offset"] = slope, intercept, 352
+    (tmp_path / "scan.nii").write_bytes(header.binaryblock + bytes(4) + noise().astype(np.int16).tobytes(order="F"))
+    assert read_nifti(tmp_path / "scan.nii").zero == zero
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_the_digest_is_that_of_the_file(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"scan{suffix}", noise((40, 50, 60)))
+    assert read_nifti(path, checksum=True).digest == sha256(path.read_bytes()).hexdigest()
+    assert read_nifti(path).digest == ""
+
+
+def test_the_digest_of_a_pair_tells_of_both_files(tmp_path: Path) -> None:
+    digests = set()
+    for affine, volume in ((np.eye(4), noise()), (2 * np.eye(4), noise()), (np.eye(4), noise(seed=1))):
+        write(tmp_path / "scan.img", volume, affine=affine, kind=nib.Nifti1Pair)
+        digests.add(read_nifti(tmp_path / "scan.img", checksum=True).digest)
+    assert len(digests) == 3
 
 
 def test_columns_of_the_manifest_reach_the_records(tmp_path: Path) -> None:

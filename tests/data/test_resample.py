@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from decovae.data.resample import axis_weights, resample_crop
+from decovae.data.resample import axis_weights, resample_crop, resample_true_size, true_size
 from tests.data.files import noise
 
 sizes = st.tuples(*[st.integers(1, 20)] * 3)
@@ -58,6 +58,55 @@ def test_result_does_not_depend_on_memory_layout() -> None:
     turned = np.asfortranarray(volume[::-1])[::-1]
     assert turned.strides != volume.strides
     assert torch.equal(whole(turned, (7, 15, 11)), whole(volume, (7, 15, 11)))
+
+
+@given(sizes, sizes, st.sampled_from([1, 2, 4]))
+@settings(max_examples=20, deadline=None)
+def test_bits_depend_neither_on_threads_nor_on_layout(source: tuple, grid: tuple, threads: int) -> None:
+    volume = noise(source)
+    expected = whole(volume, grid)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for order in ((0, 1, 2), (2, 0, 1), (1, 2, 0)):
+            laid = np.ascontiguousarray(volume.transpose(order)).transpose(np.argsort(order))
+            assert torch.equal(whole(laid, grid), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@given(sizes, sizes, st.tuples(*[st.sampled_from([0.3, 0.7, 1.0, 1.00001, 1.9, 30.0])] * 3))
+@settings(max_examples=60, deadline=None)
+def test_true_size_weighs_what_lies_around_each_place(source: tuple, grid: tuple, ratios: tuple) -> None:
+    """Against every weight written down: a triangle around the place, as wide as the larger of the two voxels."""
+    volume = noise(source).astype(np.float64)
+    expected = volume
+    for axis, (size, target, ratio) in enumerate(zip(source, grid, ratios, strict=True)):
+        first, step = true_size(size, target, ratio)
+        assert abs(first + (target - 1) / 2 * step - (size - 1) / 2) <= 0.5 + 1e-9
+        places = first + step * np.arange(target)
+        weights = np.maximum(1 - np.abs(np.arange(size) - places[:, None]) / max(step, 1), 0)
+        weights /= weights.sum(axis=1, keepdims=True) + 1e-300
+        weights[(places < -0.5) | (places > size - 0.5)] = 0
+        expected = np.moveaxis(np.tensordot(weights, expected, (1, axis)), 0, axis)
+    found = resample_true_size(volume, grid=grid, ratios=ratios)
+    assert found.shape == grid
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-3)
+
+
+@given(sizes, sizes)
+@settings(max_examples=30, deadline=None)
+def test_voxels_of_the_same_size_are_copied(source: tuple, grid: tuple) -> None:
+    volume = noise(source)
+    found = resample_true_size(volume, grid=grid, ratios=(1.0, 1.0, 1.0)).numpy()
+    theirs, ours = [], []
+    for size, target in zip(source, grid, strict=True):
+        start = (size - target) // 2
+        ours.append(slice(max(-start, 0), min(size - start, target)))
+        theirs.append(slice(max(start, 0), min(start + target, size)))
+    padded = np.zeros(grid, np.float32)
+    padded[tuple(ours)] = volume[tuple(theirs)]
+    assert np.array_equal(found, padded)
 
 
 def test_voxels_away_from_the_crop_are_not_touched() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 
 import pytest
 
-from decovae.data.sources import find_volumes, subject_of
+from decovae.data.sources import find_volumes, session_of, subject_of
 from decovae.errors import InputError
 
 
@@ -19,7 +19,7 @@ def touch(root: Path, *names: str) -> None:
 
 def found(root: Path) -> list[tuple[str, str]]:
     folder = root if root.is_dir() else root.parent
-    return [(subject, path.relative_to(folder).as_posix()) for subject, path, _ in find_volumes(root)]
+    return [(subject, path.relative_to(folder).as_posix()) for subject, path, *_ in find_volumes(root)]
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,24 @@ def test_links_are_followed_once_and_loops_end(tmp_path: Path) -> None:
     assert found(tmp_path / "data") == [("sub-01", "site/sub-01.nii"), ("sub-02", "linked/sub-02.nii")]
 
 
+def test_what_hides_or_is_no_volume_is_passed_by(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii", ".git/annex/b.nii", "c.mgz", "lone.hdr", "d.img", "d.hdr", "e.nii.gz/readme")
+    assert found(tmp_path) == [("a", "a.nii"), ("d", "d.img")]
+
+
+@pytest.mark.parametrize(
+    ("path", "session"),
+    [
+        ("sub-07/ses-1/anat/sub-07_ses-1_T1w.nii.gz", "ses-1"),
+        ("sub-07_ses-b2_T1w.nii", "ses-b2"),
+        ("sub-07_T1w.nii", ""),
+        ("courses-1/x.nii", ""),
+    ],
+)
+def test_session_is_bids_name(path: str, session: str) -> None:
+    assert session_of(PurePath(path)) == session
+
+
 def test_a_folder_above_the_root_names_no_subject(tmp_path: Path) -> None:
     touch(tmp_path, "sub-99/data/scan.nii")
     assert found(tmp_path / "sub-99" / "data") == [("scan", "scan.nii")]
@@ -66,7 +84,7 @@ def test_manifest_paths_are_relative_to_it_and_may_be_absolute(tmp_path: Path) -
     touch(tmp_path, "lists/near/sub-2.nii", "far/scan.nii.gz")
     manifest = tmp_path / "lists" / "cohort.csv"
     manifest.write_text(f"age, path ,subject\n50,near/sub-2.nii,\n60,{tmp_path}/far/scan.nii.gz,anna\n\n", "utf-8-sig")
-    assert [(subject, path.resolve()) for subject, path, _ in find_volumes(manifest)] == [
+    assert [(subject, path.resolve()) for subject, path, *_ in find_volumes(manifest)] == [
         ("anna", tmp_path / "far/scan.nii.gz"),
         ("sub-2", tmp_path / "lists/near/sub-2.nii"),
     ]
@@ -76,12 +94,12 @@ def test_other_columns_of_a_manifest_are_kept(tmp_path: Path) -> None:
     touch(tmp_path, "a.nii", "b.nii", "c.nii")
     manifest = tmp_path / "cohort.csv"
     manifest.write_text("path, age ,sex,,subject\na.nii, 63 ,F,x,one\nb.nii,41\nc.nii,,M,y,three,too,many\n")
-    assert [(subject, columns) for subject, _, columns in find_volumes(manifest)] == [
+    assert [(subject, columns) for subject, _, columns, _ in find_volumes(manifest)] == [
         ("b", {"age": "41", "sex": ""}),
         ("one", {"age": "63", "sex": "F"}),
         ("three", {"age": "", "sex": "M"}),
     ]
-    assert all(columns == {} for _, _, columns in find_volumes(tmp_path))
+    assert all(columns == {} for _, _, columns, _ in find_volumes(tmp_path))
 
 
 def test_paths_to_nothing_are_returned_if_asked_for(tmp_path: Path) -> None:
@@ -120,3 +138,12 @@ def test_roots_without_volumes_are_named(tmp_path: Path) -> None:
         find_volumes(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"scan\.nii is neither a folder"):
         find_volumes(tmp_path / "scan.nii")
+
+
+def test_a_table_set_apart_otherwise_and_its_sessions(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii", "b_ses-2.nii")
+    (tmp_path / "cohort.tsv").write_text("path\tsession\tmask\tage\na.nii\tses-9\tm.nii\t3\nb_ses-2.nii\n\t\t\t\n")
+    assert [(each.subject, each.session, each.columns) for each in find_volumes(tmp_path / "cohort.tsv")] == [
+        ("a", "ses-9", {"age": "3"}),
+        ("b_ses-2", "ses-2", {"age": ""}),
+    ]

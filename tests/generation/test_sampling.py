@@ -18,8 +18,8 @@ from decovae.generation.flow_file import FlowDescription, load_flow, open_flow_r
 from decovae.generation.production import Task, decoding_bytes, produce, usual_batch
 from decovae.generation.sampling import Sampler, sample_noise
 from decovae.generation.solvers import TOLERANCE, integrate
-from decovae.generation.threads import one_thread
 from decovae.models.autoencoder import AutoencoderConfig
+from decovae.threads import one_thread
 from tests.generation.flows import (
     AGE_AND_SEX,
     CHANNELS,

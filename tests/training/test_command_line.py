@@ -83,6 +83,8 @@ def test_unusable_arguments_are_named_in_one_line(arguments: list[str], words: l
         "--data.batch-size 0",
         "--data.cohort-size 0",
         "--data.workers -1",
+        "--data.prefetch 0",
+        "--data.foreground 1.5",
         "--data.grid 64 70 64",
         "--data.patch 30 32 32",
         "--data.patch 0 32 32",
