@@ -25,12 +25,10 @@ STORE_RAW = "ours, from the store, as stored, for a GPU to finish"
 
 PAIRS = {
     "reference": {"the reference's way; the store leaves augmentation to a GPU": (STORE_BARE, REFERENCE)},
-    "persistent": {
-        "PersistentDataset, the reference's order; both augment": (STORE, PERSISTENT),
-        "PersistentDataset; neither augments": (STORE_BARE, PERSISTENT_BARE),
-    },
+    "persistent": {"PersistentDataset, the reference's order; both augment on the CPU": (STORE, PERSISTENT)},
     "beside": {
         "the reference's way; both augment on the CPU": (STORE, REFERENCE),
+        "PersistentDataset; neither augments": (STORE_BARE, PERSISTENT_BARE),
         "PersistentDataset, cropped first; both augment on the CPU": (STORE, PERSISTENT_CROP),
     },
 }

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from decovae.errors import InputError, RunError
-from decovae.process import leave
+from decovae.process import heard, leave
 
 
 class Command(NamedTuple):
@@ -40,9 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; by default this process's.
 
     Returns:
-        0, 1 if it could not go on, 2 for a wrong input; either way one sentence on standard error says why.
+        0, 1 if it could not go on, 2 for a wrong input, either with one sentence on standard error that says why; 141 if
+        whoever was to read what it prints has gone.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    return heard(lambda: _run(given))
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -142,6 +143,16 @@ def test_bad_pairs_of_versions_are_told(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_command_itself_loads_nothing() -> None:
     program = "import sys, decovae.cli; sys.exit('torch' in sys.modules or 'tyro' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["info"]])
+def test_a_command_whose_reader_has_gone_ends_quietly(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = "import sys; from decovae.cli import main; sys.exit(main(sys.argv[1:]))"  # as the installed script does
+    done = subprocess.run([sys.executable, "-c", program, *arguments], stdout=writing, stderr=-1, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_the_preset_s_options_reach_the_prediction(monkeypatch: pytest.MonkeyPatch) -> None:

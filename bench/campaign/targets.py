@@ -403,7 +403,7 @@ TARGETS = (
         exact=True,
     ),
     Target(
-        "96³ patches from a store, as much augmented as from MONAI's PersistentDataset; warm and cold",
+        "96³ patches from a store; MONAI's PersistentDataset of the reference's transforms; warm and cold",
         "cpu",
         {},
         "",

@@ -70,12 +70,13 @@ def _encode(config: EncodeConfig, runtime: Runtime) -> None:
     from decovae.generation.encoding import encode_volumes
     from decovae.models.weights import load_autoencoder
     from decovae.training.finished import open_vae
-    from decovae.training.volumes import describe, remarks, split
+    from decovae.training.volumes import check_unchanged, describe, remarks, split
 
     vae = runtime.on_main(lambda: open_vae(config.run, option="decovae encode"))
     data = vae.config.data if config.data.root is None else replace(vae.config.data, root=config.data.root)
     runtime.fill_caches(lambda: _open(data, config))
     volumes, left_out = _open(data, config)
+    runtime.on_main(lambda: check_unchanged(volumes, data, vae))
     training, validation = split(volumes, data)
     store = encode_volumes(
         load_autoencoder(vae.weights),

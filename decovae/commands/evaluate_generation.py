@@ -39,7 +39,7 @@ def evaluate_generation(config: EvaluateConfig, found: Run, files: FlowRun, runt
         )
     out = config.out if config.out is not None else folder / "evaluation"
     networks = open_networks(config, runtime, out)
-    volumes, splits = open_split(data, runtime)
+    volumes, splits = open_split(source, runtime)
     limited = {name: indices[: config.limit] for name, indices in splits.items()}
     need_two(len(limited[config.real]), what=f"--real {config.real}", advice="give --real all")
     autoencoder = load_autoencoder(files.autoencoder).config

@@ -18,8 +18,8 @@ from decovae.generation.side_by_side import volumes_at_once
 from decovae.metrics.slice_features import SliceNetwork
 from decovae.models.autoencoder import AutoencoderConfig
 from decovae.runtime import Runtime
-from decovae.training.config import DataConfig
-from decovae.training.volumes import announce, open_volumes, remarks, split
+from decovae.training.finished import FinishedVAE
+from decovae.training.volumes import split, volumes_of
 
 
 class Evaluated(NamedTuple):
@@ -30,16 +30,14 @@ class Evaluated(NamedTuple):
     out: Path
 
 
-def open_split(data: DataConfig, runtime: Runtime) -> tuple[Volumes, dict[str, list[int]]]:
+def open_split(run: FinishedVAE, runtime: Runtime) -> tuple[Volumes, dict[str, list[int]]]:
     """A run's volumes, and their indices by split; "all" is both.
 
     Raises:
-        InputError: the volumes cannot be had.
+        InputError: the volumes cannot be had, or are others than those that the run was trained on.
     """
-    runtime.fill_caches(lambda: open_volumes(data))
-    volumes = open_volumes(data)
-    announce(remarks(volumes, data), runtime)
-    training, validation = split(volumes, data)
+    volumes = volumes_of(run, runtime)
+    training, validation = split(volumes, run.config.data)
     return volumes, {"training": training, "validation": validation, "all": sorted([*training, *validation])}
 
 

@@ -51,7 +51,7 @@ def evaluate_reconstruction(config: EvaluateConfig, found: Run, files: FinishedV
     out = config.out if config.out is not None else config.run / "evaluation"
     networks = open_networks(config, runtime, out)
     perceptual, note = runtime.on_main(lambda: _perceptual(config, files))
-    volumes, splits = open_split(data, runtime)
+    volumes, splits = open_split(files, runtime)
     chosen = splits[config.split][: config.limit]
     need_two(len(chosen), what=f"--split {config.split}", advice="give --split all")
     autoencoder = runtime.place(load_autoencoder(files.weights)).eval()

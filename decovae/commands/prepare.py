@@ -69,7 +69,7 @@ def verify(folder: Path, workers: int | None) -> None:
     from decovae.preparation.workers import usual_workers
 
     volumes = open_store(folder)
-    faults = verify_store(folder, usual_workers() if workers is None else workers)
+    faults = verify_store(folder, usual_workers() if workers is None else max(workers, 1))
     for fault in faults:
         print(fault)
     if faults:

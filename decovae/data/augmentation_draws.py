@@ -78,6 +78,7 @@ def draw(config: AugmentationConfig, patch: Shape, *, seed: int, position: int) 
     scale = 1 + random.uniform(-config.intensity_scale, config.intensity_scale)
     shift = random.uniform(-config.intensity_shift, config.intensity_shift)
     quarters = random.integers(1, 4, size=3)
+    points = _control_points(random, config.histogram_shift_points)
     orientation = Orientation()
     for axis in range(3):
         if chances[6 + axis] < config.flip_probability:
@@ -90,11 +91,7 @@ def draw(config: AugmentationConfig, patch: Shape, *, seed: int, position: int) 
         bias_field=bias_field if chances[0] < config.bias_field_probability else None,
         gibbs=gibbs if chances[1] < config.gibbs_probability else None,
         contrast=contrast if chances[2] < config.contrast_probability else None,
-        histogram_shift=(
-            _control_points(random, config.histogram_shift_points)
-            if chances[3] < config.histogram_shift_probability
-            else None
-        ),
+        histogram_shift=points if chances[3] < config.histogram_shift_probability else None,
         scale=scale if chances[4] < config.intensity_scale_probability else None,
         shift=shift if chances[5] < config.intensity_shift_probability else None,
         orientation=orientation,
@@ -117,6 +114,9 @@ def check_augmentation(config: AugmentationConfig) -> None:
     """
     for field in fields(config):
         option, value = f"--data.augmentation.{field.name.replace('_', '-')}", getattr(config, field.name)
+        if not np.isfinite(value).all():
+            numbers = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            raise InputError(f"{option} {numbers}: give finite numbers.")
         if isinstance(value, tuple) and not value[0] <= value[1]:
             raise InputError(f"{option} {value[0]} {value[1]}: give the smaller one first.")
         if field.name.endswith("probability") and not 0 <= value <= 1:

@@ -24,7 +24,7 @@ from decovae.files import write_atomically
 
 __all__ = ["FULL_SHAPE", "cohort_affine", "cohort_subject", "open_cohort"]
 
-COHORT_VERSION = 3  # raise it when a subject's voxels change: it names the cache folder
+COHORT_VERSION = 4  # raise it when a subject's voxels change: it names the cache folder
 FLOW_SHAPE: Shape = (46, 55, 46)  # about 4 mm, fine enough for the finest octave of velocity
 VELOCITY_OCTAVES = ((48.0, 2.8), (24.0, 1.8), (12.0, 0.8))  # (spacing, root mean square), millimetres
 

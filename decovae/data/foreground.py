@@ -11,6 +11,7 @@ THRESHOLD = 0.1
 """Of the intensity, scaled so that percentile 0 is 0 and percentile 99.5 is 1: brain, or head where the skull is on."""
 FULL = 65536
 TRIES = 1 << 14
+FIRST = 1 << 10
 
 
 def foreground_places(volume: np.ndarray, *, low: float, high: float) -> bytes:
@@ -28,10 +29,16 @@ def foreground_places(volume: np.ndarray, *, low: float, high: float) -> bytes:
     """
     generator = np.random.Generator(np.random.PCG64(0))
     voxels = generator.integers(volume.shape, size=(TRIES, 3))
-    values = volume[voxels[:, 0], voxels[:, 1], voxels[:, 2]].astype(np.float64)
-    bright = (values - low) / (high - low) > THRESHOLD
-    chosen = voxels[bright][:PLACES]
+    bright = _bright(volume, voxels[:FIRST], low, high)  # enough of them, but for the emptiest volumes
+    if len(bright) < PLACES:
+        bright = np.concatenate([bright, _bright(volume, voxels[FIRST:], low, high)])
+    chosen = bright[:PLACES]
     return ((chosen * 2 + 1) * FULL // (2 * np.array(volume.shape))).astype("<u2").tobytes()
+
+
+def _bright(volume: np.ndarray, voxels: np.ndarray, low: float, high: float) -> np.ndarray:
+    values = volume[voxels[:, 0], voxels[:, 1], voxels[:, 2]].astype(np.float64)
+    return voxels[(values - low) / (high - low) > THRESHOLD]
 
 
 def places_on_grid(foreground: bytes, grid: Shape) -> np.ndarray:

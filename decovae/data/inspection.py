@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import track
 
 from decovae.data.cache import recall, remember
+from decovae.data.file_bytes import printable
+from decovae.data.pairs import stamp
 from decovae.data.volumes import Affine, Shape, affine_rows
 from decovae.errors import InputError
 
@@ -71,16 +73,16 @@ class Measurement(NamedTuple):
 
 
 def measured(path: Path, measure: Callable[[Path], Measurement]) -> Measurement:
-    """`measure(path)`, remembered for as long as the file's size and time stay.
+    """`measure(path)`, remembered for as long as the file's size and time stay, of a pair both files'.
 
     Raises:
         InputError: there is no such file, or what `measure` raises.
     """
     try:
-        status = path.stat()
+        sizes_and_times = ":".join(str(number) for file in stamp(path) for number in file)
     except OSError as error:
-        raise InputError(f"The volume {path} cannot be read: {error.strerror}.") from error
-    key = f"{MEASURE_VERSION}:{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+        raise InputError(f"The volume {printable(path)} cannot be read: {error.strerror}.") from error
+    key = f"{MEASURE_VERSION}:{path.resolve()}:{sizes_and_times}"
     if (known := _parsed(recall(key))) is not None:
         return known
     found = measure(path)

@@ -6,7 +6,11 @@ batches, where the run has one; else in the workers, of which there are several.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +19,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from decovae.data.augmentation import Augmentation
 from decovae.data.outbox import Inbox, Outbox, Parcel
-from decovae.data.patches import Crop, PatchDataset
+from decovae.data.patches import Crop, PatchDataset, WithFollowing
 
 Batch = dict[str, Any]
+
+KEPT = {-1: 1 << 28, -3: 1 << 25}
+"""glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD: how much free memory a worker keeps, and how large the arrays are that
+it takes it from; in bytes."""
 
 
 class Loader(Iterable[Batch]):
@@ -54,12 +62,23 @@ class Loader(Iterable[Batch]):
             prefetch_factor=prefetch if workers else None,
             pin_memory=device.type == "cuda",
             collate_fn=collate,
-            worker_init_fn=at_start,
+            worker_init_fn=partial(_begin, at_start=at_start),
         )
 
     def __iter__(self) -> Iterator[Batch]:
         batches = _received(iter(self._batches))  # workers begin here, not with the first batch
         return batches if self._finish is None else map(self._finish, batches)
+
+
+def _begin(worker: int, *, at_start: Callable[[int], None] | None) -> None:
+    """What a worker does first."""
+    # Every array of a patch's size would be given back to the system and its pages be made anew for the next one.
+    with contextlib.suppress(OSError, AttributeError):  # not every C library can be told
+        library = ctypes.CDLL(None)
+        for option, bytes_ in KEPT.items():
+            library.mallopt(option, bytes_)
+    if at_start is not None:
+        at_start(worker)
 
 
 def _received(batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -95,7 +114,7 @@ def patch_loader(
     in_workers = device.type == "cpu"
     return Loader(
         dataset,
-        order,
+        InView(order, max(workers, 1)),
         workers=workers,
         prefetch=prefetch,
         device=device,
@@ -103,6 +122,22 @@ def patch_loader(
         finish=_trained_on if in_workers else finish,
         at_start=at_start,
     )
+
+
+class InView(Iterable[list[int]]):
+    """Batches of positions, each with the one that follows it where as many workers take turns."""
+
+    def __init__(self, order: Iterable[list[int]], workers: int) -> None:
+        self.order, self.workers = order, workers
+
+    def __iter__(self) -> Iterator[list[int]]:
+        waiting: deque[WithFollowing] = deque()
+        for positions in self.order:
+            waiting.append(WithFollowing(positions))
+            if len(waiting) > self.workers:
+                waiting[0].following = positions
+                yield waiting.popleft()
+        yield from waiting
 
 
 class Collate:

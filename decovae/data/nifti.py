@@ -108,7 +108,7 @@ class Stored(NamedTuple):
     digest: str
 
 
-def read_nifti(path: Path, *, limit: int = LIMIT, checksum: bool = False) -> Stored:
+def read_nifti(path: Path, *, limit: int = LIMIT, checksum: bool = False, guess: bool = True) -> Stored:
     """A file's voxels and their place; slope and intercept are not applied.
 
     The header is read first, and no more is decompressed than it promises.
@@ -117,6 +117,7 @@ def read_nifti(path: Path, *, limit: int = LIMIT, checksum: bool = False) -> Sto
         path: a .nii file, or either half of a .hdr/.img pair, compressed or not.
         limit: bytes that a volume may have before anything is done to it.
         checksum: compute `digest`.
+        guess: take nibabel's guess, LAS, where the header does not say where its axes point; else refuse it.
 
     Raises:
         InputError: not a file, not NIfTI, truncated, larger than `limit`, not 3D, sheared, or not of real numbers.
@@ -128,6 +129,11 @@ def read_nifti(path: Path, *, limit: int = LIMIT, checksum: bool = False) -> Sto
     digest = ""
     with opened(first, volume=path) as content:
         header = parse_header(content.head(HEAD))
+        if header.guessed and not guess:
+            raise ValueError(
+                "does not say which side is left (qform_code and sform_code are 0): find it out and write it into the "
+                "file; where nibabel's guess is right, nib.save(nib.Nifti1Image(image.dataobj, image.affine), …) does"
+            )
         if header.paired != (first != second):
             raise ValueError(
                 "is half of a .hdr/.img pair by its header, but not by its name: name both halves alike, one .hdr and "

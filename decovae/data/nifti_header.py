@@ -20,6 +20,12 @@ SHEAR = 1.0
 VOXEL_SIZES = (1e-3, 1e3)
 """Millimetres; what lies outside is damage, and would make numbers overflow."""
 
+XFORM_CODES = range(6)
+"""What qform_code and sform_code may be; 0 stands for nothing."""
+MILLIMETRES = (0, 2)
+"""Codes of NIfTI's for millimetres, and for a unit that is not told."""
+
+_OTHER_UNITS = {1: "metres", 3: "micrometres"}
 _NOWHERE = "has an affine that does not say where its axes point: convert it again from the scanner's original"
 
 
@@ -34,6 +40,7 @@ class Header(NamedTuple):
         inverted: whether the slope is negative.
         zero: the stored value that stands for 0; the dtype need not have it.
         affine: from indices to millimetres, `(4, 4)`, float64.
+        guessed: whether nothing says where the axes point: `affine` is then nibabel's guess, LAS.
     """
 
     shape: Shape
@@ -43,6 +50,7 @@ class Header(NamedTuple):
     inverted: bool
     zero: float
     affine: np.ndarray
+    guessed: bool
 
     @property
     def end(self) -> int:
@@ -67,7 +75,8 @@ def parse_header(head: bytes) -> Header:
     if not math.isfinite(zero):
         raise ValueError(f"has a damaged header: slope {slope:g} and intercept {intercept:g}")
     offset = _offset(header, paired=paired)
-    return Header(shape, _dtype(header), offset, paired, slope < 0, zero + 0.0, affine)
+    guessed = not (header["sform_code"] or header["qform_code"])
+    return Header(shape, _dtype(header), offset, paired, slope < 0, zero + 0.0, affine, guessed)
 
 
 def _header(head: bytes) -> Any:
@@ -140,6 +149,16 @@ def _affine(header: Any) -> np.ndarray:
 
     Voxel sizes beside an sform are not looked at: the sform has its own.
     """
+    for name in ("qform_code", "sform_code"):
+        if int(header[name]) not in XFORM_CODES:
+            raise ValueError(f"has a damaged header: {name} {int(header[name])}")
+    unit = int(header["xyzt_units"]) & 7
+    if unit not in MILLIMETRES:
+        named = f" ({_OTHER_UNITS[unit]})" if unit in _OTHER_UNITS else ""
+        raise ValueError(
+            f"has sizes in another unit than millimetres by its header, code {unit}{named}: convert its affine and "
+            "voxel sizes to millimetres, and set xyzt_units to 2"
+        )
     if not header["sform_code"]:
         sizes = [float(size) for size in header["pixdim"][1:4]]
         if not all(0 < size < math.inf for size in sizes):

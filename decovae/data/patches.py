@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -14,7 +15,8 @@ from decovae.data import streams
 from decovae.data.foreground import places_on_grid
 from decovae.data.pages import will_need
 from decovae.data.resample import resample_crop
-from decovae.data.splits import ranked_subjects
+from decovae.data.splits import key_of, ranked_subjects
+from decovae.data.store import StoreVolumes
 from decovae.data.volumes import Shape, VolumeRecord, Volumes, times
 from decovae.errors import InputError
 
@@ -42,8 +44,7 @@ class Crop(NamedTuple):
 def split_subjects(subjects: Sequence[str], *, validation: int, seed: int) -> tuple[list[int], list[int]]:
     """Indices of the training and of the validation volumes, of which `subjects` says whose each is.
 
-    Subjects are ranked by a hash of the seed and their name, and the first `validation` of them, with all their
-    volumes, are held out. A subject's rank does not depend on who else takes part.
+    The first `validation` of `ranked_subjects`, with all their volumes, are held out.
 
     Raises:
         InputError: no subject would be left for training.
@@ -55,14 +56,24 @@ def split_subjects(subjects: Sequence[str], *, validation: int, seed: int) -> tu
             "and at least one has to be left for training."
         )
     held_out = set(ranked[:validation])
-    train = [index for index, subject in enumerate(subjects) if subject not in held_out]
-    return train, [index for index, subject in enumerate(subjects) if subject in held_out]
+    train = [index for index, subject in enumerate(subjects) if key_of(subject) not in held_out]
+    return train, [index for index, subject in enumerate(subjects) if key_of(subject) in held_out]
 
 
 def load_volume(volumes: Volumes, index: int, grid: Shape) -> torch.Tensor:
     """A whole volume, resized to `grid` and scaled, not clipped: `(1, *grid)`, float32."""
     record, volume = volumes.records[index], volumes.read(index)
     return resample_crop(volume, grid=grid, corner=(0, 0, 0), size=grid, low=record.low, high=record.high)[None]
+
+
+class WithFollowing(list[int]):
+    """Positions of a batch, and those of the next one that the same process is going to be asked for.
+
+    Attributes:
+        following: the latter.
+    """
+
+    following: Sequence[int] = ()
 
 
 class PatchDataset(Dataset[Crop]):
@@ -109,6 +120,7 @@ class PatchDataset(Dataset[Crop]):
         self.patch = patch
         self.seed = seed
         self.foreground = foreground
+        self._ahead: dict[int, Crop] = {}
 
     def __getitem__(self, position: int) -> Crop:
         """The sample at `position`, at least 0; pure, so equal in every process.
@@ -129,8 +141,18 @@ class PatchDataset(Dataset[Crop]):
         return Crop(voxels, low, high, record.subject, position)
 
     def __getitems__(self, positions: Sequence[int]) -> list[Crop]:
-        """A batch at once, for torch's loader: what all of its crops touch is on its way before one is waited for."""
-        return [self[position] for position in positions]
+        """A batch at once, for torch's loader: what all of its crops touch is on its way before one is waited for.
+
+        Where `positions` say which ones follow (see `WithFollowing`), what crops of a store touch there is on its way
+        too, and the disk works while this batch is finished.
+        """
+        crops = [self._ahead[position] if position in self._ahead else self[position] for position in positions]
+        self._ahead.clear()
+        if isinstance(positions, WithFollowing) and isinstance(self.volumes, StoreVolumes):
+            with contextlib.suppress(InputError):  # to be raised when it is its turn
+                for position in positions.following:
+                    self._ahead[position] = self[position]
+        return crops
 
     def corner(self, position: int, record: VolumeRecord) -> Shape:
         """The lowest voxel of the grid in the crop at `position`, which is of the volume of `record`."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import torch
 
-from decovae.data.volumes import Shape
+from decovae.data.volumes import Shape, times
 
-SLABS = 16
+PIECE = 1 << 21
+"""Voxels that are summed at a time: few beside a volume, and enough that the calls that it takes do not count."""
+MOST = 1 << 29
+"""Voxels between two axes, where the result has fewer."""
 SAME_SPACING = 1e-4  # voxels whose sizes differ by less are not interpolated: over 256 of them the drift is 1/40 voxel
 
 
@@ -51,13 +56,13 @@ def resample_crop(
         grid, corner, size: voxels along the same axes; the crop lies inside the grid.
 
     Returns:
-        `size`, float32, on the CPU, not clipped.
+        `size`, float32, on the CPU, of any strides, not clipped.
     """
     axes = [
         (slice(start, start + count), None) if source == target else axis_weights(source, target, start, start + count)
         for source, target, start, count in zip(volume.shape, grid, corner, size, strict=True)
     ]
-    return _weighted(volume, axes, low=low, high=high)
+    return _weighted(volume, axes, grid, low=low, high=high)
 
 
 def true_size(source: int, target: int, ratio: float) -> tuple[float, float]:
@@ -86,63 +91,103 @@ def resample_true_size(
         low, high: the intensities that are scaled to 0 and to 1.
 
     Returns:
-        `grid`, float32, on the CPU, not clipped.
+        `grid`, float32, on the CPU, of any strides, not clipped.
     """
     axes = []
     for source, target, ratio in zip(volume.shape, grid, ratios, strict=True):
         first, step = true_size(source, target, ratio)
         axes.append(_triangle(source, first + np.arange(target) * step, step))
-    return _weighted(volume, axes, low=low, high=high)
+    return _weighted(volume, axes, grid, low=low, high=high)
 
 
 def _weighted(
-    volume: np.ndarray, axes: Sequence[tuple[slice, np.ndarray | None]], *, low: float, high: float
+    volume: np.ndarray, axes: Sequence[tuple[slice, np.ndarray | None]], grid: Shape, *, low: float, high: float
 ) -> torch.Tensor:
-    """A block of `volume`, scaled, then summed along each axis by a matrix of weights; None leaves an axis as it is."""
+    """A block of `volume`, scaled, then summed along each axis by a matrix of weights; None leaves an axis as it is.
+
+    Axes that shrink most come first: what lies in between is then never larger than both the block and the result.
+    Their order follows from the whole volume's shape and not from the block's: a crop is rounded as the whole is.
+
+    Raises:
+        ValueError: what lies in between would be too large; the message completes "the volume …".
+    """
     depth, height, width = (touched for touched, _ in axes)
-    block = volume[depth, height, width]
-    x, y, z = (matrix if matrix is None else matrix.astype(np.float32) for _, matrix in axes)
-    if x is None and y is None and z is None:
-        return torch.from_numpy(_scaled(block, low, high))
-    # The last axis first is how NIfTI lies in memory; whatever lay otherwise does so from here on.
-    turned = block.T
-    values = np.empty((len(turned) if z is None else len(z), *turned.shape[1:]), np.float32)
-    for start in range(0, len(values), SLABS):  # only a few slabs are ever held in more than the file's own bytes
-        rows = slice(start, start + SLABS)
-        if z is None:
-            values[rows] = _scaled(turned[rows], low, high)
-        else:
-            used = np.flatnonzero(z[rows].any(axis=0))
-            touched = slice(used[0], used[-1] + 1) if used.size else slice(0)
-            values[rows] = _sums(_scaled(turned[touched], low, high), 0, z[rows, touched])
-    values = values if y is None else _sums(values, 1, y)
-    values = np.ascontiguousarray(values.T)
-    return torch.from_numpy(values if x is None else _sums(values, 0, x))
+    values = volume[depth, height, width]
+    order = sorted(
+        (2, 1, 0), key=lambda axis: grid[axis] / volume.shape[axis]
+    )  # of equal ones, as NIfTI lies in memory
+    room = max(
+        MOST,
+        math.prod(
+            size if matrix is None else len(matrix) for size, (_, matrix) in zip(values.shape, axes, strict=True)
+        ),
+    )
+    unscaled = True
+    for axis in order:
+        matrix = axes[axis][1]
+        if matrix is not None:
+            length = values.shape[axis]
+            if (between := max(length, values.size // max(length, 1) * len(matrix))) > room:
+                raise ValueError(
+                    f"is {times(volume.shape)} voxels, and to resize it to {times(grid)} takes "
+                    f"{between * 4 / 2**30:.1f} GiB in between: resample it to fewer voxels first"
+                )
+            values = _sums(values, axis, matrix.astype(np.float32), (low, high) if unscaled else None)
+            unscaled = False
+    values = _scaled(values, low, high) if unscaled else values
+    return torch.from_numpy(values if min(values.strides) > 0 else values.copy(order="K"))
 
 
 def _scaled(block: np.ndarray, low: float, high: float) -> np.ndarray:
-    """A copy in float32, in C order. Single precision holds 8- and 16-bit integers exactly; wider ones are scaled
+    """A copy in float32, positive strides. Single precision holds 8- and 16-bit integers exactly; wider ones are scaled
     before they are rounded to it."""
-    precise = block.astype(np.result_type(block.dtype, np.float32), order="C")
+    precise = block.astype(np.result_type(block.dtype, np.float32))
     precise -= precise.dtype.type(low)
     precise /= precise.dtype.type(high - low)
     return precise.astype(np.float32, copy=False)
 
 
-def _sums(values: np.ndarray, axis: int, matrix: np.ndarray) -> np.ndarray:
-    """Sums along an axis, weighted by each row of `matrix`, `(target, source)`.
+def _sums(values: np.ndarray, axis: int, matrix: np.ndarray, span: tuple[float, float] | None) -> np.ndarray:
+    """Sums along an axis, weighted by each row of `matrix`, `(target, source)`, piece by piece.
 
     A row has two or three weights, so this is less work than a product of matrices. Each product and each sum is
     rounded on its own and in order, so that bits do not depend on the processor.
+
+    Args:
+        span: what is to be scaled to 0 and 1 first; None for what is.
+
+    Returns:
+        An array in whose memory the axis comes first and the others in their order before.
     """
-    shape = list(values.shape)
-    shape[axis] = len(matrix)
-    result = np.zeros(shape, np.float32)
-    sources, targets = np.moveaxis(values, axis, 0), np.moveaxis(result, axis, 0)
-    term = np.empty(targets.shape[1:], np.float32)
-    for target, weights in zip(targets, matrix, strict=True):
-        for count, place in enumerate(np.flatnonzero(weights)):
-            np.multiply(sources[place], weights[place], out=term if count else target)
-            if count:
-                target += term
-    return result
+    back = [slice(None, None, -1 if step < 0 else 1) for step in values.strides]
+    others = sorted((other for other in range(3) if other != axis), key=lambda other: -abs(values.strides[other]))
+    layout = (axis, *others)
+    sources = values[tuple(back)].transpose(layout)  # as it lies in memory
+    count, outer, inner = sources.shape
+    result = np.empty((len(matrix), outer, inner), np.float32)
+    places = range(count)[back[axis]]
+    terms = [[(places[number], row[number]) for number in np.flatnonzero(row)] for row in matrix]
+    columns = max(min(PIECE // count, inner), 1)
+    rows = max(PIECE // (count * columns), 1)
+    for top, left in product(range(0, outer, rows), range(0, inner, columns)):
+        where = slice(None), slice(top, top + rows), slice(left, left + columns)
+        piece = _axis_first(sources[where], span)
+        term = np.empty(piece.shape[1:], np.float32)
+        for target, weights in zip(result[where], terms, strict=True):
+            if not weights:
+                target[...] = 0
+            for number, (place, weight) in enumerate(weights):
+                np.multiply(piece[place], weight, out=term if number else target)
+                if number:
+                    target += term
+    back[axis] = slice(None)
+    return result.transpose(np.argsort(layout))[tuple(back)]
+
+
+def _axis_first(piece: np.ndarray, span: tuple[float, float] | None) -> np.ndarray:
+    """A piece of three axes, scaled, its first axis the slowest in memory."""
+    if abs(piece.strides[0]) > abs(piece.strides[2]) or min(piece.shape) == 1:
+        return np.ascontiguousarray(piece if span is None else _scaled(piece, *span))
+    turned = piece.transpose(1, 2, 0)  # copied as it lies, then turned by torch, which does that in blocks
+    lines = np.ascontiguousarray(turned if span is None else _scaled(turned, *span)).reshape(-1, len(piece))
+    return torch.from_numpy(lines).t().contiguous().numpy().reshape(piece.shape)

@@ -9,11 +9,14 @@ from typing import NamedTuple
 
 from decovae.data.file_bytes import printable
 from decovae.data.manifest import MANIFESTS, RESERVED, read_table
+from decovae.data.openable import is_there, unopenable
 from decovae.data.walk import bare_name, walk
 from decovae.errors import InputError
 
 _SUBJECT = re.compile(r"(sub-[0-9A-Za-z]+)(?=[_.]|$)")
 _SESSION = re.compile(r"(?:^|_)(ses-[0-9A-Za-z]+)(?=[_.]|$)")
+_UK_BIOBANK = re.compile(r"([0-9]{7})_[0-9]{5}_([0-9]+)_[0-9]+")
+"""Participant, field, instance (which visit), and number in an array: the names of its bulk files."""
 
 
 class Source(NamedTuple):
@@ -38,30 +41,38 @@ def find_volumes(root: Path, *, all_there: bool = True) -> list[Source]:
         InputError: nothing at `root`, no volumes, a folder that cannot be read, or a manifest without paths, or with
             paths to nothing.
     """
-    if root.is_dir():
-        found = _folder(root)
-    elif root.is_file() and root.suffix.lower() in MANIFESTS:
-        found = _manifest(root, all_there=all_there)
-    elif root.exists():
-        raise InputError(
-            f"{root} is neither a folder of volumes nor a CSV manifest (a .csv file with a column 'path')."
-        )
-    else:
-        raise InputError(f"{root} does not exist: give a folder of volumes or a CSV manifest.")
+    try:
+        if root.is_dir():
+            found = _folder(root)
+        elif root.is_file() and root.suffix.lower() in MANIFESTS:
+            found = _manifest(root, all_there=all_there)
+        elif is_there(root):
+            raise InputError(
+                f"{root} is neither a folder of volumes nor a CSV manifest (a .csv file with a column 'path')."
+            )
+        else:
+            raise InputError(f"{root} does not exist: give a folder of volumes or a CSV manifest.")
+    except OSError as error:
+        raise InputError(f"{printable(root)} cannot be read ({error.strerror}).") from error
     return sorted(found, key=lambda source: (source.subject, source.path.as_posix()))
 
 
 def subject_of(path: PurePath) -> str:
-    """The subject that a path names: BIDS' `sub-XXX` in a folder's or the file's name, else the file's bare name."""
-    for part in path.parts:
-        if match := _SUBJECT.match(part):
-            return match.group(1)
+    """The subject that a path names: BIDS' `sub-XXX`, or UK Biobank's 1000011 as in 1000011_20252_2_0, at the beginning
+    of a folder's or the file's name, else the file's bare name."""
+    for pattern in (_SUBJECT, _UK_BIOBANK):
+        for part in path.parts:
+            if match := pattern.match(part):
+                return match.group(1)
     return printable(bare_name(path.name))
 
 
 def session_of(path: PurePath) -> str:
-    """The session that a path names: BIDS' `ses-XXX` in a folder's or the file's name, else nothing."""
-    return next((match.group(1) for part in path.parts if (match := _SESSION.search(part))), "")
+    """The session that a path names: BIDS' `ses-XXX`, or UK Biobank's instance, 2 in 1000011_20252_2_0, in a folder's
+    or the file's name, else nothing."""
+    found = [match[1] for part in path.parts if (match := _SESSION.search(part))]
+    found += [match[2] for part in path.parts if (match := _UK_BIOBANK.match(part))]
+    return found[0] if found else ""
 
 
 def _folder(root: Path) -> list[Source]:
@@ -76,21 +87,22 @@ def _folder(root: Path) -> list[Source]:
 
 
 def _manifest(manifest: Path, *, all_there: bool) -> list[Source]:
-    found, missing = [], []
+    found: list[Source] = []
+    missing = []
     for row in read_table(manifest, "path"):
-        entry = row.cells["path"]
+        entry = row.value("path")
         if not entry:
             raise InputError(f"The manifest {manifest} has no path in line {row.line}.")
         path = manifest.parent / entry
-        if all_there and not path.is_file():
-            missing.append((row.line, path))
-        subject = row.cells.get("subject") or subject_of(PurePath(entry))
-        session = row.cells.get("session") or session_of(PurePath(entry))
+        if all_there and (problem := unopenable(path)):
+            missing.append((row.line, path, problem))
+        subject = row.value("subject") or subject_of(PurePath(entry))
+        session = row.value("session") or session_of(PurePath(entry))
         found.append(Source(subject, path, row.others(*RESERVED), session))
     if missing:
-        line, path = missing[0]
-        more = f" ({len(missing) - 1} more of its files are missing)" if len(missing) > 1 else ""
-        raise InputError(f"The manifest {manifest} names {path} in line {line}, which does not exist{more}.")
+        line, path, problem = missing[0]
+        more = f" ({len(missing) - 1} more of its files cannot be opened)" if len(missing) > 1 else ""
+        raise InputError(f"The manifest {manifest} names {printable(path)} in line {line}, which {problem}{more}.")
     if not found:
         raise InputError(f"The manifest {manifest} lists no volumes.")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Literal
@@ -22,12 +23,21 @@ _NAMES: dict[str, Split] = {
 }
 
 
-def ranked_subjects(subjects: Iterable[str], *, seed: int) -> list[str]:
-    """Subjects, each once, in the order of a hash of the seed and their name.
+def key_of(subject: str) -> str:
+    """What tells whether two names are one subject's: without BIDS' `sub-`, accents written one way."""
+    return unicodedata.normalize("NFC", subject.strip()).removeprefix("sub-")
 
-    Which of two comes first does not depend on who else takes part, so a cohort that grows hardly moves anybody.
+
+def ranked_subjects(subjects: Iterable[str], *, seed: int) -> list[str]:
+    """The keys of subjects, each once, in the order of a hash of the seed and their name.
+
+    Which of two comes first does not depend on who else takes part, so a cohort that grows hardly moves anybody. Of
+    a subject whose name is written in several ways, the one that sorts first is hashed.
     """
-    return sorted(set(subjects), key=lambda subject: (sha256(f"{seed}:{subject}".encode()).digest(), subject))
+    names: dict[str, str] = {}
+    for name in sorted(set(subjects)):
+        names.setdefault(key_of(name), name)
+    return sorted(names, key=lambda key: (sha256(f"{seed}:{names[key]}".encode()).digest(), key))
 
 
 def declared_splits(rows: Iterable[tuple[str, Mapping[str, str]]]) -> list[Split] | None:
@@ -57,7 +67,7 @@ def declared_splits(rows: Iterable[tuple[str, Mapping[str, str]]]) -> list[Split
             raise InputError(
                 f"subject {subject}: the column '{COLUMN}' says {text!r}; write train, validation or test there."
             )
-        before = of_subject.setdefault(subject, split)
+        before = of_subject.setdefault(key_of(subject), split)
         if before != split:
             raise InputError(
                 f"subject {subject} is in two splits, {before} and {split}; put all its sessions into one, or what is "

@@ -6,9 +6,9 @@ A store is a folder with
   volumes, and the SHA-256 of the index;
 - `index.jsonl`: a JSON object a volume, sorted by subject and source: whose it is, the file that it came from and that
   file's SHA-256, the store's own file and its SHA-256, the scaling, shape and affine, places in the brain, columns;
-- `volumes/ab/<40 digits>.npy`: the voxels, little-endian `int16`, or `float16` where the range is too wide, in RAS axes
-  in the order that `axes` in `store.json` tells: the longest first, so that what a crop covers lies close together.
-  `(q − low) / (high − low)` is the scaled intensity, unclipped.
+- `volumes/ab/<40 digits of its SHA-256>.npy`: the voxels, little-endian `int16`, or `float16` where the range is too
+  wide, in RAS axes in the order that `axes` in `store.json` tells: the longest first, so that what a crop covers lies
+  close together. `(q − low) / (high − low)` is the scaled intensity, unclipped.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,18 @@ STORE = "store.json"
 INDEX = "index.jsonl"
 VOLUMES = "volumes"
 FILE = re.compile(rf"{VOLUMES}/[0-9a-f]{{2}}/[0-9a-f]{{40}}\.npy")
+JOURNAL = "progress.jsonl"
+"""What a preparation keeps of its progress."""
 PREPARE = "run `decovae prepare` on its volumes again"
 
 
-def volume_file(source: str) -> str:
-    """Where a store keeps the volume of a source, relative to its folder, with forward slashes."""
-    name = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()[:40]
-    return f"{VOLUMES}/{name[:2]}/{name}.npy"
+def volume_file(sha256: str) -> str:
+    """Where a store keeps the volume file of a SHA-256, relative to its folder, with forward slashes.
+
+    Other voxels have another name: whoever reads a store while it is prepared anew meets a missing file, never voxels
+    that its index does not know.
+    """
+    return f"{VOLUMES}/{sha256[:2]}/{sha256[:40]}.npy"
 
 
 def file_axes(grid: Shape) -> Shape:
@@ -54,6 +60,7 @@ def file_axes(grid: Shape) -> Shape:
     return first, second, third
 
 
+@lru_cache(maxsize=8)
 def npy_header(grid: Shape, dtype: str) -> bytes:
     """What stands in front of the voxels in a store's file: the header of NumPy's format, a multiple of 64 bytes."""
     header = io.BytesIO()
@@ -127,7 +134,7 @@ class StoreVolumes:
         """What two stores of the same volumes, prepared alike, have in common; see `store_checksum`."""
         return hashlib.sha256(canonical(self._description).encode()).hexdigest()
 
-    def entry(self, index: int) -> dict[str, Any]:
+    def entry(self, index: int) -> Mapping[str, Any]:
         """All that the index says of a volume.
 
         Raises:
@@ -159,8 +166,11 @@ class StoreVolumes:
 
 
 def is_store(path: Path) -> bool:
-    """Whether a folder holds a store, in order or not."""
-    return (path / STORE).is_file()
+    """Whether a folder holds a store, in order or not, finished or not."""
+    if (path / STORE).is_file() or (path / JOURNAL).is_file():
+        return True
+    files = (path / VOLUMES).glob("[0-9a-f][0-9a-f]/*.npy")
+    return any(FILE.fullmatch(file.relative_to(path).as_posix()) for file in files)
 
 
 def open_store(path: Path) -> StoreVolumes:

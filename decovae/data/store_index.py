@@ -56,6 +56,7 @@ class Index(Sequence[VolumeRecord]):
             ends.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + start)
         self.digest = digest.hexdigest()
         self._offsets = np.concatenate([np.array([0]), *(each + 1 for each in ends)])
+        self._last: tuple[int, Mapping[str, Any]] = -1, {}  # who reads a volume asks for its record too
 
     def __reduce__(self) -> tuple[type[Index], tuple[Path]]:
         return Index, (self.path,)  # another process maps the file itself
@@ -76,7 +77,7 @@ class Index(Sequence[VolumeRecord]):
         except (AttributeError, TypeError, ValueError) as error:
             raise self._damage(range(len(self))[index]) from error
 
-    def entry(self, index: int) -> dict[str, Any]:
+    def entry(self, index: int) -> Mapping[str, Any]:
         """A volume's line as it stands in the index.
 
         Raises:
@@ -84,6 +85,9 @@ class Index(Sequence[VolumeRecord]):
             InputError: the line is no entry of a store.
         """
         place = range(len(self))[index]
+        last, entry = self._last
+        if last == place:
+            return entry
         line = self._lines[int(self._offsets[place]) : int(self._offsets[place + 1])]
         try:
             entry = json.loads(line)
@@ -91,6 +95,7 @@ class Index(Sequence[VolumeRecord]):
             raise self._damage(place) from error
         if not isinstance(entry, dict) or not entry.keys() >= FIELDS:
             raise self._damage(place)
+        self._last = place, entry
         return entry
 
     def _damage(self, index: int) -> InputError:
@@ -114,4 +119,5 @@ def record_of(entry: Mapping[str, Any]) -> VolumeRecord:
         columns={str(name): str(value) for name, value in entry["columns"].items()},
         session=str(entry["session"]),
         foreground=bytes.fromhex(entry["foreground"]),
+        sha256=str(entry["sha256"]),
     )

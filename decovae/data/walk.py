@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import stat
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePath
 from typing import Literal, NamedTuple
 
+from decovae.data.file_bytes import printable
+from decovae.data.openable import is_there, unopenable
 from decovae.data.pairs import halves, is_half
 
 SUFFIXES = (".nii", ".nii.gz", ".img", ".img.gz")
@@ -22,8 +23,9 @@ _CONVERTERS = {
     (".nii.bz2", ".nii.xz", ".nii.zst", ".nii.zip"): "is compressed by other means than gzip: decompress it",
 }
 
-State = Literal["volume", "broken", "foreign", "closed"]
-"""Of an entry: a file to be opened; one that cannot be; something else that may hold a volume; an unreadable folder."""
+State = Literal["volume", "broken", "foreign", "closed", "again"]
+"""Of an entry: a file to be opened; one that cannot be; something else that may hold a volume; a folder that cannot be
+read; one that is searched elsewhere."""
 
 
 class Entry(NamedTuple):
@@ -62,64 +64,106 @@ def foreign_format(name: str) -> str:
     return next((advice for endings, advice in _CONVERTERS.items() if name.lower().endswith(endings)), "")
 
 
-def unopenable(path: Path) -> str:
-    """Why a path cannot be opened as a file, to follow "the file …"; empty if it can."""
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        if not path.is_symlink():
-            return f"cannot be read ({error.strerror})"
-        if error.errno == errno.ELOOP:
-            return "is a link that leads to itself"
-        annexed = "annex" in os.readlink(path)
-        return "is a link to a file that is not here" + (": fetch it with `datalad get`" if annexed else "")
-    if stat.S_ISREG(mode):
-        return ""
-    return "is a folder" if stat.S_ISDIR(mode) else "is a pipe, a socket or a device"
-
-
-def walk(root: Path) -> Walk:
+def walk(root: Path, *, passed_by: Collection[str] = ()) -> Walk:
     """Everything below a folder that looks like a volume; links are followed, each folder is searched once.
 
-    Hidden files and folders are passed by: they are other systems' side files, and what tools such as git-annex keep.
+    Links to folders wait until all else is searched, so that a folder goes by its own name wherever it has one below
+    the root. A second way to a folder with volumes in it is an entry of its own; the way back to a folder from inside
+    it is none. Hidden files and folders are passed by: they are other systems' side files, and what tools such as
+    git-annex keep.
+
+    Args:
+        passed_by: names of folders in the root that are not searched.
     """
-    found: list[Entry] = []
-    named_like_volumes: list[PurePath] = []
-    astray: list[PurePath] = []
-    hidden = 0
+    search = _Search(root, passed_by)
+    while search.waiting:
+        search.below(search.waiting.popleft())
+    return Walk(search.found + search.closing(), search.hidden, search.astray)
 
-    def closed(error: OSError) -> None:
-        folder = PurePath(os.path.relpath(error.filename, root))
-        found.append(Entry(folder, "closed", f"is a folder that cannot be read ({error.strerror})"))
 
-    seen = set()  # a link to a parent would never end
-    for name, children, files in os.walk(root, followlinks=True, onerror=closed):
-        folder = Path(name)
+class _Search:
+    def __init__(self, root: Path, passed_by: Collection[str]) -> None:
+        self.found: list[Entry] = []
+        self.astray: list[PurePath] = []
+        self.hidden = 0
+        self.waiting = deque([root])
+        self._root = root
+        self._passed_by = passed_by
+        self._seen: dict[tuple[int, int], PurePath] = {}
+        self._repeats: list[tuple[PurePath, PurePath]] = []
+        self._named_like_volumes: list[PurePath] = []
+
+    def below(self, start: Path) -> None:
+        """Search a folder and what is below it without a link."""
+        for name, children, files in os.walk(start, onerror=self._closed):
+            folder = Path(name)
+            place = folder.relative_to(self._root)
+            if not self._is_new(folder, place):
+                children.clear()
+                continue
+            self.hidden += sum(child.startswith(".") for child in children)
+            self.hidden += sum(file.startswith(".") and _is_volume(file) for file in files)
+            shown = sorted(child for child in children if not child.startswith("."))
+            if folder == self._root:
+                shown = [child for child in shown if child not in self._passed_by]
+            links = {child: os.path.islink(folder / child) for child in shown}
+            self.waiting += [folder / child for child in shown if links[child]]
+            # Which of two ways into a folder comes first must not depend on the file system.
+            children[:] = [child for child in shown if not links[child]]
+            self._named_like_volumes += [place / child for child in shown if _is_volume(child) or is_half(child)]
+            files = sorted(file for file in files if not file.startswith("."))
+            self.found += _entries(folder, place, files)
+            for file in files:
+                if "." not in file:
+                    self._follow(folder / file)
+
+    def closing(self) -> list[Entry]:
+        """What can be said only when all is searched."""
+        holding = {parent for entry in self.found for parent in (entry.path, *entry.path.parents)}
+        entries = []
+        for place, first in self._repeats:
+            if first in holding:
+                link = "a link to a folder" if os.path.islink(self._root / place) else "a folder"
+                entries.append(Entry(place, "again", f"is {link} that is searched as {printable(first.as_posix())}"))
+                holding.update((place, *place.parents))
+        entries += [
+            Entry(place, "foreign", "is a folder with a volume's name, and there is no volume in it")
+            for place in self._named_like_volumes
+            if place not in holding
+        ]
+        return entries
+
+    def _is_new(self, folder: Path, place: PurePath) -> bool:
+        """Whether a folder can be searched and is not yet."""
         try:
-            status = os.stat(folder)
+            first = self._seen.setdefault(_identity(folder), place)
         except OSError as error:
-            closed(error)
-            continue
-        if (status.st_dev, status.st_ino) in seen:
-            children.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        hidden += sum(child.startswith(".") for child in children)
-        hidden += sum(file.startswith(".") and _is_volume(file) for file in files)
-        # Which of two ways into a folder comes first must not depend on the file system.
-        children[:] = sorted(child for child in children if not child.startswith("."))
-        place = folder.relative_to(root)
-        named_like_volumes += [place / child for child in children if _is_volume(child) or is_half(child)]
-        files = sorted(file for file in files if not file.startswith("."))
-        found += _entries(folder, place, files)
-        astray += [place / file for file in files if "." not in file and unopenable(folder / file)]
-    holding = {parent for entry in found for parent in (entry.path, *entry.path.parents)}
-    found += [
-        Entry(path, "foreign", "is a folder with a volume's name, and there is no volume in it")
-        for path in named_like_volumes
-        if path not in holding
-    ]
-    return Walk(found, hidden, astray)
+            self._closed(error)
+            return False
+        if first == place:
+            return True
+        if first not in place.parents:
+            self._repeats.append((place, first))
+        return False
+
+    def _follow(self, path: Path) -> None:
+        """Look where it leads, if it is a link, whose name does not tell what should be there."""
+        try:
+            if not is_there(path):
+                self.astray.append(path.relative_to(self._root))
+        except OSError as error:
+            self._closed(error)
+
+    def _closed(self, error: OSError) -> None:
+        place = PurePath(os.path.relpath(error.filename, self._root))
+        what = "link that cannot be followed" if os.path.islink(self._root / place) else "folder that cannot be read"
+        self.found.append(Entry(place, "closed", f"is a {what} ({error.strerror})"))
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """What tells a folder from others, whatever it is called. A folder whose files may not be opened has none."""
+    status = os.stat(os.path.join(folder, "."))
+    return status.st_dev, status.st_ino
 
 
 def _entries(folder: Path, place: PurePath, files: list[str]) -> Iterator[Entry]:
@@ -138,8 +182,10 @@ def _entries(folder: Path, place: PurePath, files: list[str]) -> Iterator[Entry]
 def _lone(path: Path) -> str:
     try:
         halves(path)
-    except OSError as error:
+    except FileNotFoundError as error:
         return f"is half of a .hdr/.img pair, and {error.strerror}"
+    except OSError:  # said when the volume is opened
+        pass
     return ""
 
 

@@ -49,6 +49,7 @@ class Encoded:
 
 def planned_row(record: VolumeRecord, split: Split) -> dict[str, Any]:
     """What a latent depends on, in JSON's types; tells when a volume has changed."""
+    digest = {"sha256": record.sha256} if record.sha256 else {}  # only a store knows it
     return {
         "subject": record.subject,
         "source": record.source,
@@ -58,6 +59,7 @@ def planned_row(record: VolumeRecord, split: Split) -> dict[str, Any]:
             "low": record.low,
             "high": record.high,
             "affine": [list(row) for row in record.affine],
+            **digest,
         },
     }
 

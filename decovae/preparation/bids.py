@@ -6,23 +6,27 @@ pandas and sqlalchemy along; which files are T1-weighted images is written in th
 
 from __future__ import annotations
 
+import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 
 from decovae.data.manifest import Row, read_table
-from decovae.data.walk import Entry, unopenable, walk
+from decovae.data.openable import is_there, unopenable
+from decovae.data.walk import Entry, bare_name, walk
 from decovae.errors import InputError
 from decovae.preparation.candidates import Candidate, Exclusion
-from decovae.preparation.selection import Selection, Survey, counted, source_of
+from decovae.preparation.selection import Selection, Survey, counted, passed_by, source_of
 
 _NAME = re.compile(
     r"(?P<subject>sub-[0-9A-Za-z]+)(_(?P<session>ses-[0-9A-Za-z]+))?(_[0-9A-Za-z]+-[^_.]+)*_(?P<suffix>[0-9A-Za-z]+)\..+",
     re.DOTALL,
 )
 _NAMED = 5  # subjects in a note
+_NOT_SEARCHED = ("code", "derivatives", "phenotype", "sourcedata", "stimuli")
 _MISPLACED = "does not lie where BIDS has it: in its subject's, its session's, and then a folder such as anat"
+_MISNAMED = "is not named as BIDS has it: sub-XXX_…_{}.nii, with its session, if any, after the subject"
 
 Columns = dict[str, str]
 
@@ -30,8 +34,9 @@ Columns = dict[str, str]
 def survey_bids(root: Path, suffix: str, selection: Selection) -> Survey:
     """The files `sub-*/[ses-*/]<datatype>/sub-*_[ses-*_]…_<suffix>.nii[.gz]` of the dataset in `root`.
 
-    `derivatives` and `sourcedata` are not searched. Columns are those of `participants.tsv` and of the subject's
-    `sub-*_sessions.tsv`, which wins; BIDS' `n/a` becomes empty.
+    `derivatives`, `sourcedata` and what else BIDS has beside subjects are not searched. Columns are those of
+    `participants.tsv` and of the subject's `sub-*_sessions.tsv`, which wins; BIDS' `n/a` becomes empty. Volumes that
+    have the suffix, or no name that BIDS knows, and lie elsewhere are exclusions.
 
     Raises:
         InputError: the suffix is none, there are no subjects, or `participants.tsv` cannot be read.
@@ -40,29 +45,31 @@ def survey_bids(root: Path, suffix: str, selection: Selection) -> Survey:
     if not re.fullmatch("[0-9A-Za-z]+", suffix):
         raise InputError(f"A BIDS suffix is letters and digits such as T1w, not {suffix!r}.")
     people = _rows(root / "participants.tsv", "participant_id")
-    taken: list[Candidate | Exclusion] = []
-    others: Counter[str] = Counter()
-    without, unknown = [], []
-    subjects = []
-    for path in sorted(root.glob("sub-*")):
-        if path.is_dir():
-            subjects.append(path.name)
-        elif path.is_symlink() or _suffix(path.name) == suffix:
-            taken.append(selection.take(root, Entry(PurePath(path.name), "broken", unopenable(path) or _MISPLACED)))
-    if not subjects and not taken:
+    named = sorted(name for name in os.listdir(root) if name.startswith("sub-"))
+    if not named:
         raise InputError(f"{root} has BIDS' dataset_description.json, but no folder sub-…: give the dataset itself.")
-    for subject in subjects:
-        entries = [entry._replace(path=subject / entry.path) for entry in walk(root / subject).entries]
-        ours = [entry for entry in entries if entry.state == "closed" or _suffix(entry.path.name) == suffix]
-        others.update(_suffix(entry.path.name) for entry in entries if entry not in ours)
-        if not ours:
-            without.append(subject)
-        elif people and subject not in people:
-            unknown.append(subject)
-        wanted = [selection.take(root, _placed(entry)) for entry in ours if selection.wants(entry)]
-        taken += _with_columns(wanted, people.get(subject, []), root / subject / f"{subject}_sessions.tsv")
+    subjects = [name for name in named if os.path.isdir(root / name)]
+    found = walk(root, passed_by=_NOT_SEARCHED)
+    gone = {path for path in found.astray if path.name.startswith("sub-") and len(path.parts) == 1}
+    entries = [*found.entries, *(Entry(path, "broken", unopenable(root / path)) for path in sorted(gone))]
+    known = set(subjects)
+    of_folder: dict[str, list[Entry]] = defaultdict(list)
+    others: Counter[str] = Counter()
+    for entry in entries:
+        folder = next((part for part in entry.path.parts[:1] if part in known), "")
+        if _is_asked_for(entry, suffix, in_subject=bool(folder)):
+            of_folder[folder].append(_placed(entry, suffix))
+        else:
+            others[_suffix(entry.path.name)] += 1
+    taken: list[Candidate | Exclusion] = []
+    for folder in ("", *subjects):
+        wanted = [selection.take(root, entry) for entry in of_folder[folder] if selection.wants(entry)]
+        taken += _with_columns(wanted, people.get(folder, []), root / folder / f"{folder}_sessions.tsv")
+    without = [subject for subject in subjects if not of_folder[subject]]
+    unknown = [subject for subject in subjects if of_folder[subject] and people and subject not in people]
     missing = sorted(set(people) - set(subjects))
-    return selection.survey(taken, _notes(suffix, others, without, unknown, missing))
+    rest = found._replace(astray=[path for path in found.astray if path not in gone])
+    return selection.survey(taken, [*_notes(suffix, others, without, unknown, missing), *passed_by(rest)])
 
 
 def _suffix(name: str) -> str:
@@ -70,11 +77,23 @@ def _suffix(name: str) -> str:
     return match["suffix"] if match else ""
 
 
-def _placed(entry: Entry) -> Entry:
-    """The entry, or what is wrong with where it lies."""
+def _is_asked_for(entry: Entry, suffix: str, *, in_subject: bool) -> bool:
+    """Whether an entry has the suffix, or may have it: what nobody named may be anything outside subjects' folders."""
+    if entry.state in ("closed", "again") or _suffix(entry.path.name) == suffix:
+        return True
+    return not _suffix(entry.path.name) and (
+        not in_subject or re.split("[^0-9A-Za-z]", bare_name(entry.path.name))[-1] == suffix
+    )
+
+
+def _placed(entry: Entry, suffix: str) -> Entry:
+    """The entry, or what is wrong with its name or with where it lies."""
+    if entry.state != "volume":
+        return entry
     name = _NAME.fullmatch(entry.path.name)
-    folders = [part for part in (name["subject"], name["session"]) if part] if name else []
-    if entry.state == "volume" and folders != list(entry.path.parent.parts[:-1]):
+    if name is None:
+        return entry._replace(state="broken", problem=_MISNAMED.format(suffix))
+    if [part for part in (name["subject"], name["session"]) if part] != list(entry.path.parent.parts[:-1]):
         return entry._replace(state="broken", problem=_MISPLACED)
     return entry
 
@@ -82,7 +101,7 @@ def _placed(entry: Entry) -> Entry:
 def _rows(table: Path, column: str) -> dict[str, list[Row]]:
     """Rows by their entry in `column`; none if there is no such file."""
     rows: dict[str, list[Row]] = {}
-    if table.exists():
+    if is_there(table):
         for row in read_table(table, column):
             rows.setdefault(row.cells[column], []).append(row)
     return rows
@@ -102,7 +121,7 @@ def _with_columns(
             yield item
             continue
         # Some datasets give each session a row of its own in participants.tsv.
-        own = [row for row in people if row.cells.get("session_id", "") in ("", item.session)]
+        own = [row for row in people if row.value("session_id") in ("", item.session)]
         both = {"participants.tsv": own, sessions_table.name: sessions.get(item.session, [])}
         yield _joined(item, both)
 

@@ -12,7 +12,6 @@ from decovae.preparation.candidates import Candidate, Exclusion
 from decovae.preparation.columns import columns_named
 from decovae.preparation.config import PrepareConfig
 from decovae.preparation.rules import Rules, apply_rules, needed_columns
-from decovae.preparation.splits import assign_splits
 from decovae.preparation.survey import survey
 from decovae.preparation.tables import join_table
 
@@ -31,12 +30,14 @@ def choose(config: PrepareConfig, source: Path) -> Chosen:
     """Who takes part in a preparation, without reading a volume.
 
     Raises:
-        InputError: as `survey`, `join_table`, `apply_rules` and `assign_splits`.
+        InputError: as `survey`, `join_table` and `apply_rules`, or masks are asked for and nobody has one.
     """
-    found = survey(source, config.select)
+    with_masks = config.volume.mask == "column"
+    found = survey(source, config.select, masks=with_masks)
     candidates, exclusions, notes = list(found.candidates), list(found.exclusions), list(found.notes)
     if not candidates and not exclusions:
-        raise InputError(f"{source}: no volumes found there; see --select of `decovae prepare --help`.")
+        said = "".join(f" {note}" for note in notes)
+        raise InputError(f"{source}: no volumes found there; see --select of `decovae prepare --help`.{said}")
     by_source = {candidate.source: candidate for candidate in candidates}
     table, by_columns = config.table, replace(config.exclude, subjects=None)
     needed = needed_columns(by_columns)
@@ -51,12 +52,15 @@ def choose(config: PrepareConfig, source: Path) -> Chosen:
     if candidates:
         candidates, excluded, remarks = apply_rules(candidates, by_columns)
         exclusions, notes = exclusions + excluded, notes + remarks
+    if with_masks and candidates and all(each.mask is None for each in candidates):
+        raise InputError(
+            f"--volume.mask column: none of the {len(candidates)} volumes has a mask; give a manifest with their paths "
+            "in a column `mask`, or leave the option out."
+        )
     kept = [
         replace(each, columns=_wanted(each.columns, by_source[each.source].columns, config.table.columns))
         for each in candidates
     ]
-    if kept:
-        assign_splits([(each.subject, each.columns) for each in kept], config.split)  # better now than in hours
     return Chosen(kept, exclusions, notes, by_source)
 
 

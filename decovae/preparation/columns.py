@@ -1,15 +1,11 @@
-"""Columns of tables: which one a user means, what stands for no value, and whom a key names."""
+"""Columns of tables: which one a user means, and which has the subjects."""
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from itertools import islice
-
-NO_VALUE = frozenset({"", "na", "n/a", "nan", "<na>", "null"})
-"""What tables write where there is nothing, in lower case."""
 
 KEYS = ("subject", "eid", "participant_id", "participant.eid", "f.eid", "n_eid")
 """Names of the column that says whose row it is: ours, UK Biobank's, BIDS', and those of UK Biobank's tools."""
@@ -32,16 +28,6 @@ def columns_named(name: str, columns: Iterable[str]) -> list[str]:
         return []
     fields = ((column, _FIELD.fullmatch(column)) for column in columns)
     return [column for column, found in fields if found is not None and found[1] == field[1]]
-
-
-def has_value(cell: str) -> bool:
-    """Whether there is anything in a cell."""
-    return cell.strip().lower() not in NO_VALUE
-
-
-def key_of(subject: str) -> str:
-    """What a subject is looked up by: its name without BIDS' `sub-`, accents written one way."""
-    return unicodedata.normalize("NFC", subject.strip()).removeprefix("sub-")
 
 
 def choices(columns: Collection[str], *, near: str) -> str:

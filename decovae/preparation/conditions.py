@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from decovae.data.tabular import has_value
 from decovae.errors import InputError
-from decovae.preparation.columns import has_value
 
-_CONDITION = re.compile(r"\s*([^=!<>]*?[^=!<>\s])\s*(!=|<=|>=|==|=|<|>)\s*(.*?)\s*", re.DOTALL)
+_COMPARISON = re.compile(r"!=|<=|>=|==|=|<|>")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _DATE = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ].*)?")
 _ORDERS: Mapping[str, Callable[[Any, Any], bool]] = {
@@ -68,11 +68,11 @@ def parse_condition(text: str) -> Condition:
     Raises:
         InputError: it is none, or asks for an order with what is neither a number nor a date.
     """
-    match = _CONDITION.fullmatch(text)
-    if match is None:
+    found = _COMPARISON.search(text)
+    column = text[: found.start()].strip() if found else ""
+    if found is None or not column:
         raise InputError(f"{text!r} is not a rule on a column: write it as 'qc=fail', 'sex!=1' or 'age<45', in quotes.")
-    column, comparison, value = match.groups()
-    comparison = "=" if comparison == "==" else comparison
+    comparison, value = "=" if found[0] == "==" else found[0], text[found.end() :].strip()
     if comparison in _ORDERS and _ordered(value) is None:
         raise InputError(
             f"{text!r}: {comparison} compares with a number, or a date such as 2014-05-02, and {value!r} is neither."

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from decovae.errors import InputError
 from decovae.preparation.rules import Rules
 from decovae.preparation.splits import Splits
 from decovae.preparation.survey import SurveyOptions
@@ -42,3 +43,10 @@ class PrepareConfig:
     """End with exit code 0 though volumes were left out for which no rule asked."""
     pictures: bool = True
     """Write accepted.png and rejected.png, up to 24 volumes each."""
+
+    def __post_init__(self) -> None:
+        """Raises:
+        InputError: a number of processes that there cannot be.
+        """
+        if self.workers is not None and self.workers < 0:
+            raise InputError(f"--workers {self.workers}: give 0 or more.")

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from decovae.data.store import VOLUMES
+from decovae.data.store import INDEX, STORE, VOLUMES
 from decovae.errors import InputError
 from decovae.files import remove_partial, writing
 from decovae.preparation.journal import JOURNAL, Entry
@@ -27,6 +27,24 @@ def refuse_other_folders(out: Path) -> None:
         there = {path.name for path in out.iterdir()} if out.exists() else set()
     if JOURNAL not in there and any(name != LOCK and not name.endswith(".partial") for name in there):
         raise InputError(f"--out {out}: holds other things, {min(there)} among them; give a new or an empty folder.")
+
+
+def withdraw(out: Path, files: Iterable[str], others: Iterable[str] = ()) -> set[str]:
+    """Remove the volumes that rules leave out, and return their files: nobody trains on them from here on, whatever
+    becomes of this preparation. If there are any, there is no store until it is finished anew.
+
+    Args:
+        files: of the volumes.
+        others: names of files that show volumes, too.
+
+    Raises:
+        OSError: something cannot be removed.
+    """
+    gone = {file for file in files if (out / file).exists()}
+    if gone:
+        for name in (STORE, INDEX, *others, *sorted(gone)):
+            (out / name).unlink(missing_ok=True)
+    return gone
 
 
 def sweep(out: Path, entries: Iterable[Entry]) -> set[str]:

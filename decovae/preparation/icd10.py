@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from string import ascii_uppercase
 
+from decovae.data.tabular import NO_VALUE
 from decovae.errors import InputError
-from decovae.preparation.columns import NO_VALUE
 
 _NO_CODE = NO_VALUE | {"none"}
 _CODE = r"[A-Za-z][0-9][0-9ABab](?:\.?[0-9A-Za-z]{1,4})?"

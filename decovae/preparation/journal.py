@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from decovae.data.pairs import halves
+from decovae.data.file_bytes import printable
+from decovae.data.pairs import stamp
 from decovae.data.store import VERSION, file_size
 from decovae.data.store_index import canonical
 from decovae.data.volumes import Shape
@@ -19,19 +20,22 @@ from decovae.preparation.candidates import Candidate
 
 JOURNAL = "progress.jsonl"
 
-Stamp = list[list[int]]
-"""Size in bytes and time of the last change in ns, of each file that a volume is made from."""
 Entry = dict[str, Any]
+
+
+Stamp = list[list[Any]]
+"""Of `decovae.data.pairs.stamp`, and where its mask lies, if it has one."""
 
 
 def stamp_of(candidate: Candidate) -> Stamp | None:
     """What tells whether a candidate's files are what they were; None where one cannot be looked at."""
     try:
-        files = [*halves(candidate.path), *([candidate.mask] if candidate.mask else [])]
-        stats = [path.stat() for path in files]
+        if candidate.mask is None:
+            return stamp(candidate.path)
+        which = os.path.relpath(candidate.mask, candidate.path.parent)  # masks may be alike in size and time
+        return [*stamp(candidate.path, candidate.mask), [printable(which)]]
     except (OSError, ValueError):
         return None
-    return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
 
 
 class Journal:
@@ -77,6 +81,11 @@ class Journal:
                 return entry
         return None
 
+    def file(self, source: str) -> str | None:
+        """The file of a source's volume in the store, in place or not; None where nothing is known of it."""
+        _, entry = self._done.get(source, (None, {}))
+        return entry.get("file")
+
     @contextlib.contextmanager
     def appending(self) -> Iterator[Appender]:
         """To note meanwhile what gets done.
@@ -94,10 +103,10 @@ class Journal:
         try:
             first, *lines = self._path.read_bytes().split(b"\n")[:-1]  # a last line without its end was cut off
             begun = json.loads(first)
-            settings = dict(begun["settings"])
+            version, settings = begun["version"], dict(begun["settings"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self._path}: damaged; {advice}.") from error
-        if begun["version"] != head["version"]:
+        if version != head["version"]:
             raise InputError(f"{self._folder}: begun by another version of DeCo-VAE; {advice}.")
         if settings != head["settings"]:
             raise InputError(f"{self._folder}: begun with {_difference(settings, head['settings'])}; {advice}.")

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Iterator
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PureWindowsPath
 
-from decovae.data.manifest import RESERVED, Row, read_table
+from decovae.data.manifest import RESERVED, Row, read_rows
+from decovae.data.openable import NOT_THERE, unopenable
 from decovae.data.pairs import halves
-from decovae.data.walk import Entry, foreign_format, unopenable
+from decovae.data.walk import Entry, foreign_format
 from decovae.preparation.candidates import Candidate, Exclusion
 from decovae.preparation.selection import Selection, Survey, source_of
 
 
-def survey_manifest(manifest: Path, source_root: Path | None, selection: Selection) -> Survey:
+def survey_manifest(manifest: Path, source_root: Path | None, selection: Selection, *, masks: bool) -> Survey:
     """The volumes of a table with a column `path` and, if wanted, `subject`, `session` and `mask`.
 
     Every other column is carried along. A row that names no file, one outside the folder that paths are relative to, or
@@ -23,17 +24,19 @@ def survey_manifest(manifest: Path, source_root: Path | None, selection: Selecti
 
     Args:
         source_root: that folder; by default the manifest's.
+        masks: look for the files in the column `mask`; else what it says does not matter.
 
     Raises:
         InputError: the table cannot be read.
     """
-    rows = _Rows(manifest, manifest.parent if source_root is None else source_root, selection)
+    rows = _Rows(manifest, manifest.parent if source_root is None else source_root, selection, masks=masks)
     return selection.survey(rows, [])
 
 
 class _Rows:
-    def __init__(self, manifest: Path, root: Path, selection: Selection) -> None:
-        self._table = read_table(manifest, "path")
+    def __init__(self, manifest: Path, root: Path, selection: Selection, *, masks: bool) -> None:
+        self._table = read_rows(manifest, "path")
+        self._masks = masks
         self._name = manifest.name
         self._root = root
         self._above = [Path(os.path.abspath(root)), Path(os.path.realpath(root))]
@@ -42,21 +45,23 @@ class _Rows:
 
     def __iter__(self) -> Iterator[Candidate | Exclusion]:
         for row in self._table:
-            entry = row.cells["path"]
+            entry = row.value("path")
             try:
+                if row.surplus:
+                    raise ValueError(row.surplus)
                 if not entry:
                     raise ValueError("names no path")
                 path = self._inside(entry)
             except ValueError as error:
-                subject, session = row.cells.get("subject", ""), row.cells.get("session", "")
-                yield Exclusion(subject, session, entry, "problem", f"Line {row.line} of {self._name} {error}.")
+                reason = f"Line {row.line} of {self._name} {error}."
+                yield Exclusion(row.value("subject"), row.value("session"), _shown(entry), "problem", reason)
                 continue
             if self._selection.wants(Entry(path, "volume")):
                 yield self._taken(row, path)
 
     def _taken(self, row: Row, path: PurePath) -> Candidate | Exclusion:
         source = source_of(path)
-        subject, session = row.cells.get("subject", ""), row.cells.get("session", "")
+        subject, session = row.value("subject"), row.value("session")
         try:
             if not subject:
                 subject, named = self._selection.names(source)
@@ -65,7 +70,8 @@ class _Rows:
             first = self._lines.setdefault(PurePath(os.path.relpath(file, self._root)), row.line)
             if first != row.line:
                 raise ValueError(f"names the same file as line {first}")
-            mask = self._file(self._inside(row.cells["mask"])) if row.cells.get("mask") else None
+            named_mask = row.value("mask") if self._masks else ""
+            mask = self._file(self._inside(named_mask)) if named_mask else None
         except ValueError as error:
             reason = f"Line {row.line} of {self._name} {error}".rstrip(".")
             return Exclusion(subject, session, source, "problem", f"{reason}.")
@@ -75,11 +81,16 @@ class _Rows:
         """A path of the table, relative to the folder that it may not leave."""
         if "\0" in entry:
             raise ValueError("names a path with a NUL in it")
+        if PureWindowsPath(entry).is_absolute() and not Path(entry).is_absolute():
+            raise ValueError(f"names {_shown(entry)} by a path of Windows: write it relative to the table, with /")
         path = Path(os.path.normpath(self._above[0] / entry))
         for folder in self._above:
             if folder in path.parents:
                 return path.relative_to(folder)
-        raise ValueError(f"names {entry}, which is not in the folder that paths are relative to, or below it")
+        raise ValueError(
+            f"names {_shown(entry)}, which is not in the folder of the table; give a folder above both with "
+            "--select.source-root"
+        )
 
     def _file(self, path: PurePath) -> Path:
         """The file with a volume's voxels."""
@@ -88,12 +99,16 @@ class _Rows:
         file = next((file for file in spelt if os.path.lexists(file)), spelt[0])
         if advice := foreign_format(path.name):
             raise ValueError(f"names {source_of(path)}, which {advice}")
-        if not os.path.lexists(file):
-            slashes = " (write / between folders, not \\)" if "\\" in path.name else ""
-            raise ValueError(f"names {source_of(path)}, which does not exist{slashes}")
         if problem := unopenable(file):
-            raise ValueError(f"names {source_of(path)}, which {problem}")
+            slashes = " (write / between folders, not \\)" if problem == NOT_THERE and "\\" in path.name else ""
+            raise ValueError(f"names {source_of(path)}, which {problem}{slashes}")
         try:
             return halves(file)[1]
         except OSError as error:
             raise ValueError(f"names {source_of(path)}, which is half of a pair, and {error.strerror}") from error
+
+
+def _shown(entry: str) -> str:
+    """A path of the table as a report gives it: where a whole one leads on this machine is nobody's business."""
+    path = PureWindowsPath(entry)  # it takes either slash
+    return path.name if path.root or path.is_absolute() else entry

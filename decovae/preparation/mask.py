@@ -9,7 +9,7 @@ import numpy as np
 
 from decovae.data.file_bytes import printable
 from decovae.data.nifti import Stored, read_nifti
-from decovae.data.volumes import Affine, Shape, times
+from decovae.data.volumes import Affine, Shape, in_memory_order, times
 from decovae.errors import InputError
 
 SAME_PLACE = 1e-3
@@ -22,13 +22,15 @@ BRIGHT = 0.1
 def named_mask(path: Path, stored: Stored, *, limit: int) -> np.ndarray:
     """The voxels of a mask's file that are neither zero nor NaN, `(D, H, W)`, bool.
 
+    Slope and intercept are rounded in a file's header: of integers, the one nearest to what they make zero is zero.
+
     Args:
         path: the mask.
         stored: the volume that it is for.
         limit: as for `read_nifti`.
 
     Raises:
-        InputError: it cannot be read, covers other voxels than the volume, or is empty.
+        InputError: it cannot be read, lies elsewhere than the volume, is empty, or leaves nothing out.
     """
     mask = read_nifti(path, limit=limit)
     if mask.voxels.shape != stored.voxels.shape:
@@ -39,11 +41,14 @@ def named_mask(path: Path, stored: Stored, *, limit: int) -> np.ndarray:
         raise InputError(
             f"The mask {printable(path)} lies elsewhere than the volume (another affine): resample it to the volume."
         )
-    inside: np.ndarray = mask.voxels != mask.zero
-    if mask.voxels.dtype.kind == "f":
+    exact = mask.voxels.dtype.kind == "f"
+    inside: np.ndarray = mask.voxels != (mask.zero if exact else float(round(mask.zero)))
+    if exact:
         inside &= ~np.isnan(mask.voxels)
     if not inside.any():
         raise InputError(f"The mask {printable(path)} is empty: no voxel of it differs from zero.")
+    if inside.all():
+        raise InputError(f"The mask {printable(path)} leaves nothing out: no voxel of it is zero.")
     return inside
 
 
@@ -59,7 +64,7 @@ def mni_mask(stored: Stored) -> np.ndarray:
     inside = stored.voxels[mask]
     if inside.size:
         # A few outliers must not set the scale, nor must a background of another value than zero, NaN even.
-        sample = stored.voxels.ravel(order="K")[:: max(stored.voxels.size >> 16, 1)].astype(np.float64)
+        sample = in_memory_order(stored.voxels)[:: max(stored.voxels.size >> 16, 1)].astype(np.float64)
         sample = sample[np.isfinite(sample)]
         if not sample.size:
             raise ValueError("holds NaN or infinite intensities")

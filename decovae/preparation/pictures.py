@@ -10,7 +10,7 @@ from decovae.errors import InputError
 from decovae.preparation.candidates import Candidate, Exclusion
 from decovae.preparation.config import PrepareConfig
 from decovae.preparation.report import Outcome
-from decovae.preparation.sheet import Small, Tile, save_sheet, small_prepared, small_rejected, spread
+from decovae.preparation.sheet import MOST, Small, Tile, save_sheet, small_prepared, small_rejected, spread
 from decovae.preparation.volume import Preparation
 from decovae.preparation.workers import for_each, usual_workers
 
@@ -20,6 +20,9 @@ REJECTED = "rejected.png"
 
 def draw(outcome: Outcome, found: Mapping[str, Candidate], config: PrepareConfig) -> list[str]:
     """Write both sheets, or only the first where nothing was left out.
+
+    Problems come first on the second one, and only they are looked at: whoever a rule leaves out may have withdrawn,
+    and has a grey tile with the reason.
 
     Args:
         outcome: its volumes are in place.
@@ -50,8 +53,10 @@ def _draw_accepted(outcome: Outcome, path: Path, volume: Preparation) -> None:
 
 
 def _draw_rejected(outcome: Outcome, found: Mapping[str, Candidate], path: Path, config: PrepareConfig) -> None:
-    shown = spread(outcome.exclusions)
-    candidates = [found[each.source] for each in shown if each.source in found]
+    problems = spread(outcome.problems)
+    by_rules = [each for each in outcome.exclusions if each.kind == "rule"]
+    shown = [*problems, *spread(by_rules, MOST - len(problems))]
+    candidates = [found[each.source] for each in problems if each.source in found]
     look = partial(small_rejected, limit=int(config.volume.limit_gib * 2**30))
     workers = min(usual_workers() if config.workers is None else config.workers, len(candidates))
     seen: dict[str, Small | None] = {

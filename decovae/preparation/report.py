@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from decovae.data.splits import COLUMN
+from decovae.data.splits import COLUMN, key_of
 from decovae.files import write_atomically
 from decovae.preparation.candidates import Exclusion
 from decovae.preparation.selection import counted
@@ -48,7 +48,7 @@ class Outcome:
         """Figures in JSON's types, a function of the volumes and of the options alone."""
         sessions: dict[str, set[str]] = defaultdict(set)
         for entry in self.entries:
-            sessions[entry["subject"]].add(entry["session"])
+            sessions[key_of(entry["subject"])].add(entry["session"])
         kinds = Counter(exclusion.kind for exclusion in self.exclusions)
         return {
             "found": len(self.entries) + len(self.exclusions),
@@ -70,7 +70,7 @@ class Outcome:
         for entry in self.entries:
             split = entry["columns"].get(COLUMN, NOT_SPLIT)
             volumes[split] += 1
-            subjects[split].add(entry["subject"])
+            subjects[split].add(key_of(entry["subject"]))
         return {split: {"volumes": volumes[split], "subjects": len(subjects[split])} for split in sorted(volumes)}
 
 

@@ -11,9 +11,10 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from decovae.data.splits import key_of
 from decovae.errors import InputError
 from decovae.preparation.candidates import Candidate, Exclusion, Kind
-from decovae.preparation.columns import KEYS, choices, columns_named, key_of
+from decovae.preparation.columns import KEYS, choices, columns_named
 from decovae.preparation.conditions import NotComparable, parse_condition
 from decovae.preparation.icd10 import parse_rule, read_codes
 
@@ -30,7 +31,12 @@ class Rules:
     where: tuple[str, ...] = ()
     """Values of columns, each in quotes, for example 'qc=fail' 'sex!=1' 'age<45'. A volume is left out if any is so."""
     subjects: Path | None = None
-    """Text file with subjects to leave out, one a line, or in the first column of a CSV file."""
+    """Text file with subjects to leave out, one a line, or CSV file with them in its first column or, if its first line
+    has names of columns, in that named subject, eid or participant_id."""
+
+
+_CELL = re.compile(r"""(\s*"[^"]*"\s*|\s*'[^']*'\s*|[^,;\t]*)(?:[,;\t]|$)""")
+_WHOLE = re.compile(r"^([0-9]+)\.0+$")
 
 
 class _Verdict(NamedTuple):
@@ -79,7 +85,7 @@ def apply_rules(candidates: Sequence[Candidate], rules: Rules) -> tuple[list[Can
     given = dict.fromkeys(rules.codes + rules.where)
     notes = [f"Rule {text}: applies to {applied[text]} of {len(candidates)} volumes." for text in given]
     if rules.subjects is not None:
-        here = len(listed & {key_of(candidate.subject) for candidate in candidates})
+        here = len(listed & {_listed_key(candidate.subject) for candidate in candidates})
         notes.append(f"List {rules.subjects.name}: {here} of its {len(listed)} subjects are among the volumes'.")
     return kept, excluded, notes
 
@@ -106,7 +112,7 @@ def _check_columns(candidates: Sequence[Candidate], needed: Sequence[str]) -> No
 
 def _by_list(listed: frozenset[str], rules: Rules) -> _Judge:
     def judge(candidate: Candidate) -> Iterator[_Verdict]:
-        if rules.subjects is not None and key_of(candidate.subject) in listed:
+        if rules.subjects is not None and _listed_key(candidate.subject) in listed:
             yield _Verdict("", "rule", f"Its subject is on the list {rules.subjects.name}.")
 
     return judge
@@ -167,7 +173,25 @@ def _read_subjects(path: Path) -> frozenset[str]:
     except (OSError, UnicodeError) as error:
         why = "it is not text in UTF-8" if isinstance(error, UnicodeError) else error.strerror or error
         raise InputError(f"The list of subjects {path} cannot be read ({why}).") from error
-    first_cells = [re.split(r"[,;\t]", line)[0].strip().strip("\"'").strip() for line in lines]
-    if first_cells and first_cells[0].lower() in KEYS:
-        first_cells = first_cells[1:]
-    return frozenset(key_of(cell) for cell in first_cells if cell)
+    rows = [(number, [cell.strip() for cell in _CELL.findall(line)]) for number, line in enumerate(lines, 1)]
+    names = [cell.strip("\"'").strip().lower() for cell in rows[0][1]] if rows else []
+    place = next((names.index(key) for key in KEYS if key in names), None)
+    if place is not None:
+        rows = rows[1:]
+    subjects = set()
+    for number, cells in rows:
+        cell = cells[place or 0] if len(cells) > (place or 0) else ""
+        name = cell.strip("\"'").strip()
+        if cell[:1] not in ("'", '"') and len(name.split()) > 1:
+            raise InputError(
+                f"The list of subjects {path} says {name[:40]!r} in line {number}: write a comma behind the subject, "
+                "or, if blanks are part of its name, put it into quotes."
+            )
+        if name:
+            subjects.add(_listed_key(name))
+    return frozenset(subjects)
+
+
+def _listed_key(subject: str) -> str:
+    """Numbers may have come through a spreadsheet or pandas, which write 1000011 as 1000011.0."""
+    return _WHOLE.sub(r"\1", key_of(subject))

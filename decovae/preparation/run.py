@@ -14,15 +14,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from decovae.data.file_bytes import printable
 from decovae.data.splits import COLUMN
-from decovae.data.store import STORE, volume_file
+from decovae.data.store import STORE
 from decovae.errors import InputError
 from decovae.files import locked, writing
 from decovae.preparation.candidates import Candidate, Exclusion
 from decovae.preparation.choice import Chosen, choose
 from decovae.preparation.config import PrepareConfig
-from decovae.preparation.folder import LOCK, refuse_other_folders, sweep
+from decovae.preparation.folder import LOCK, refuse_other_folders, sweep, withdraw
 from decovae.preparation.journal import Entry, Journal, stamp_of
-from decovae.preparation.pictures import draw
+from decovae.preparation.pictures import ACCEPTED, REJECTED, draw
 from decovae.preparation.report import EXCLUDED, Outcome, sorted_exclusions, write_excluded, write_report
 from decovae.preparation.selection import counted
 from decovae.preparation.splits import Splits, assign_splits
@@ -43,10 +43,10 @@ def prepare(config: PrepareConfig) -> Outcome:
     if config.source is None or config.out is None:
         raise InputError("Give the volumes and a folder for the store: decovae prepare SRC --out DIR.")
     out = config.out
-    if config.workers is not None and config.workers < 0:
-        raise InputError(f"--workers {config.workers}: give 0 or more.")
     refuse_other_folders(out)
     chosen = choose(config, config.source)
+    if not out.exists():  # else those who withdrew have to leave it first
+        _check_splits(chosen, config.split)
     refusal = f"{out}: another `decovae prepare` is at work there; wait for it, or give another --out."
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -67,11 +67,15 @@ def _prepare(config: PrepareConfig, out: Path, chosen: Chosen) -> Outcome:
             f"{out}: holds other volumes, {min(journal.sources)} among them, and none of {config.source}; give another "
             "--out, or remove that folder."
         )
+    by_rule = (journal.file(each.source) for each in chosen.exclusions if each.kind == "rule")
+    withdrawn = withdraw(out, filter(None, by_rule), others=(ACCEPTED, REJECTED))
+    _check_splits(chosen, config.split)
     entries, failures = _prepared(config, out, chosen.candidates, journal)
     entries, copies = _without_copies(entries)
     exclusions = sorted_exclusions([*chosen.exclusions, *failures, *copies])
     write_excluded(out, exclusions)
     if not entries:
+        (out / STORE).unlink(missing_ok=True)  # of an earlier preparation, with what this one does not let through
         reason = next((each.reason for each in exclusions if each.kind == "problem"), exclusions[0].reason)
         raise InputError(
             f"None of the {len(exclusions)} volumes of {config.source} can be prepared; {out / EXCLUDED} says why of "
@@ -83,8 +87,7 @@ def _prepare(config: PrepareConfig, out: Path, chosen: Chosen) -> Outcome:
         outcome = replace(outcome, notes=[*outcome.notes, *draw(outcome, chosen.found, config)])
     write_report(outcome, _options(config))
     finish_store(out, entries, settings, grid=config.volume.grid)
-    gone = sweep(out, entries) - {volume_file(copy.source) for copy in copies}
-    if gone:
+    if gone := withdrawn | sweep(out, entries):
         was = "was" if len(gone) == 1 else "were"
         note = f"{counted(len(gone), 'volume')} of an earlier preparation {was} removed from the store."
         outcome = replace(outcome, notes=[*outcome.notes, note])
@@ -108,8 +111,6 @@ def _prepared(
             entries.append(_of(candidate, known))
     if not waiting:
         return entries, failures
-    if any((out / volume_file(candidate.source)).exists() for candidate in waiting):
-        (out / STORE).unlink(missing_ok=True)  # its index would tell of other voxels: no store until it is whole again
     one = partial(prepare_one, preparation=config.volume, folder=out)
     workers = min(usual_workers() if config.workers is None else config.workers, len(waiting))
     with (
@@ -169,6 +170,12 @@ def _without_copies(entries: Iterable[Entry]) -> tuple[list[Entry], list[Exclusi
             )
             copies.append(Exclusion(entry["subject"], entry["session"], entry["source"], "problem", reason))
     return list(first.values()), copies
+
+
+def _check_splits(chosen: Chosen, splits: Splits) -> None:
+    """Refuse now what would be refused in hours."""
+    if chosen.candidates:
+        assign_splits([(each.subject, each.columns) for each in chosen.candidates], splits)
 
 
 def _split(entries: list[Entry], splits: Splits) -> list[Entry]:

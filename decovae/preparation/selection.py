@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from decovae.data.file_bytes import printable
 from decovae.data.sources import session_of, subject_of
-from decovae.data.walk import Entry, bare_name
+from decovae.data.walk import Entry, Walk, bare_name
 from decovae.errors import InputError
 from decovae.preparation.candidates import Candidate, Exclusion
 
@@ -28,7 +28,8 @@ class SurveyOptions:
     folders; without a / it is the file's name, wherever it lies."""
     subject: str = ""
     r"""Regular expression that finds the subject in that path, as a group of this name, and the session if it has such
-    a group: '(?P<subject>\d{7})_20252_(?P<session>\d)'. By default BIDS' sub-XXX and ses-YYY, else the file's name."""
+    a group: '(?P<subject>\d{7})_20252_(?P<session>\d)'. By default BIDS' sub-XXX and ses-YYY, or
+    UK Biobank's names, such as 1000011_20252_2_0, else the file's name."""
     suffix: str = "T1w"
     """Which images of a BIDS dataset to take."""
     source_root: Path | None = None
@@ -61,9 +62,9 @@ class Selection:
         self._not_wanted = 0
 
     def wants(self, entry: Entry) -> bool:
-        """Whether a file is asked for; a folder that cannot be read might hold what is."""
+        """Whether a file is asked for; a folder that is not searched might hold what is."""
         wanted = self._wanted is None or self._wanted.fullmatch(source_of(entry.path)) is not None
-        if wanted or entry.state == "closed":
+        if wanted or entry.state in ("closed", "again"):
             return True
         self._not_wanted += 1
         return False
@@ -87,6 +88,8 @@ class Selection:
         source = source_of(entry.path)
         if entry.state == "closed":
             return Exclusion("", "", source, "problem", f"It {entry.problem}, so nobody knows what is in it.")
+        if entry.state == "again":
+            return Exclusion("", "", source, "problem", f"It {entry.problem}.")
         try:
             subject, session = self.names(source)
         except ValueError as error:
@@ -122,6 +125,15 @@ def source_of(path: PurePath) -> str:
 def counted(count: int, noun: str) -> str:
     """A number of things: 1 file, 2 files."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def passed_by(walk: Walk) -> Iterator[str]:
+    """Remarks on what a search took no account of."""
+    if walk.hidden:
+        yield f"{walk.hidden:,} hidden files or folders passed by."
+    if walk.astray:
+        count, first = len(walk.astray), source_of(walk.astray[0])
+        yield f"{counted(count, 'link')} to nothing, such as {first}: volumes behind them are not taken."
 
 
 def _named_alike(candidates: Iterable[Candidate]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from decovae.data.splits import COLUMN, Split, declared_splits, ranked_subjects
+from decovae.data.splits import COLUMN, Split, declared_splits, key_of, ranked_subjects
 from decovae.errors import InputError
 
 
@@ -59,7 +59,7 @@ def assign_splits(rows: Sequence[tuple[str, Mapping[str, str]]], splits: Splits)
         subject: "validation" if rank < held_out else "test" if rank < tested else "train"
         for rank, subject in enumerate(subjects)
     }
-    return [of_subject[subject] for subject, _ in rows]
+    return [of_subject[key_of(subject)] for subject, _ in rows]
 
 
 def _asked(splits: Splits) -> dict[str, float]:

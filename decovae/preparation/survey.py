@@ -6,16 +6,17 @@ from pathlib import Path
 
 from decovae.data.file_bytes import printable
 from decovae.data.manifest import MANIFESTS
+from decovae.data.openable import is_there
 from decovae.data.walk import walk
 from decovae.errors import InputError
 from decovae.preparation.bids import survey_bids
 from decovae.preparation.listed import survey_manifest
-from decovae.preparation.selection import Selection, Survey, SurveyOptions, counted, source_of
+from decovae.preparation.selection import Selection, Survey, SurveyOptions, passed_by
 
 __all__ = ["Survey", "SurveyOptions", "survey"]
 
 
-def survey(root: Path, options: SurveyOptions) -> Survey:
+def survey(root: Path, options: SurveyOptions, *, masks: bool = True) -> Survey:
     """The volumes of a folder, of a BIDS dataset (a folder with `dataset_description.json`) or of a manifest.
 
     In a folder, everything below it that looks like a volume counts: .nii and .nii.gz files and .hdr/.img pairs are
@@ -24,6 +25,7 @@ def survey(root: Path, options: SurveyOptions) -> Survey:
 
     Args:
         root: the folder, or a .csv or .tsv file with a column `path`.
+        masks: look for the masks that a manifest names; else they are nobody's.
 
     Raises:
         InputError: nothing at `root`, a manifest or a BIDS table that cannot be read, or an option without a meaning.
@@ -33,12 +35,12 @@ def survey(root: Path, options: SurveyOptions) -> Survey:
         if root.is_dir():
             if options.source_root is not None:
                 raise InputError("A source root is for manifests: a folder's own paths are relative to it.")
-            if (root / "dataset_description.json").is_file():
+            if is_there(root / "dataset_description.json"):
                 return survey_bids(root, options.suffix, selection)
             return _survey_folder(root, selection)
         if root.is_file() and root.suffix.lower() in MANIFESTS:
-            return survey_manifest(root, options.source_root, selection)
-        if not root.exists():
+            return survey_manifest(root, options.source_root, selection, masks=masks)
+        if not is_there(root):
             raise InputError(f"{root} does not exist: give a folder of volumes, a BIDS dataset or a CSV manifest.")
     except OSError as error:
         raise InputError(f"{printable(root)} cannot be read ({error.strerror}).") from error
@@ -47,8 +49,5 @@ def survey(root: Path, options: SurveyOptions) -> Survey:
 
 def _survey_folder(root: Path, selection: Selection) -> Survey:
     found = walk(root)
-    notes = [f"{found.hidden:,} hidden files or folders passed by."] if found.hidden else []
-    if found.astray:
-        count, first = len(found.astray), source_of(found.astray[0])
-        notes.append(f"{counted(count, 'link')} to nothing, such as {first}: volumes behind them are not taken.")
-    return selection.survey((selection.take(root, entry) for entry in found.entries if selection.wants(entry)), notes)
+    taken = (selection.take(root, entry) for entry in found.entries if selection.wants(entry))
+    return selection.survey(taken, passed_by(found))

@@ -6,10 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from decovae.data.splits import key_of
 from decovae.data.tabular import open_table
 from decovae.errors import InputError
 from decovae.preparation.candidates import Candidate, Exclusion
-from decovae.preparation.columns import KEYS, choices, columns_named, key_of
+from decovae.preparation.columns import KEYS, choices, columns_named
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -16,15 +15,13 @@ from decovae.data.foreground import foreground_places
 from decovae.data.frame import Frame
 from decovae.data.nifti import Stored, read_nifti
 from decovae.data.resample import resample_crop, resample_true_size
-from decovae.data.store import file_axes, file_parts, volume_file
+from decovae.data.store import file_axes, volume_file
 from decovae.data.volumes import Shape, intensity_range
 from decovae.errors import InputError
 from decovae.preparation.candidates import Candidate
 from decovae.preparation.mask import masked, mni_mask, named_mask
+from decovae.preparation.sixteen_bits import Checksum, sixteen_bits
 
-COARSEST = 2**11
-"""Steps in the scaled range 0 to 1 that 16 bits have to allow, or they are floating-point numbers."""
-LARGEST_FLOAT16 = 65504.0
 LARGEST_GRID = 2**31
 """Voxels; files of 4 GiB."""
 
@@ -70,11 +67,16 @@ def prepare_volume(candidate: Candidate, preparation: Preparation) -> Prepared:
     """A volume's voxels and its entry in the index: a function of the file's bytes and of the arguments, whatever the
     number of threads.
 
+    Where a header does not say which side is left, training on the file itself takes a guess, but a store would hand it
+    on as knowledge: such a volume is refused, as those of Analyze are.
+
     Raises:
         InputError: the volume cannot be used, and why.
     """
+    if preparation.mask == "column" and candidate.mask is None:
+        raise InputError(f"The volume {printable(candidate.path)} has no mask: the manifest's column `mask` is empty.")
     limit = int(preparation.limit_gib * 2**30)
-    stored = read_nifti(candidate.path, limit=limit, checksum=True)
+    stored = read_nifti(candidate.path, limit=limit, checksum=True, guess=False)
     try:
         with np.errstate(all="ignore"):  # what overflows is looked for, and said in one sentence
             return _prepared(_kept(stored, candidate, preparation.mask, limit=limit), candidate, preparation)
@@ -84,13 +86,11 @@ def prepare_volume(candidate: Candidate, preparation: Preparation) -> Prepared:
 
 def _kept(stored: Stored, candidate: Candidate, mask: str, *, limit: int) -> Stored:
     """The volume with what its mask leaves of it."""
-    if mask == "none":
-        return stored
     if mask == "mni":
         return stored._replace(voxels=masked(stored, mni_mask(stored)))
-    if candidate.mask is None:
-        raise ValueError("has no mask: the manifest's column `mask` is empty")
-    return stored._replace(voxels=masked(stored, named_mask(candidate.mask, stored, limit=limit)))
+    if mask == "column" and candidate.mask is not None:
+        return stored._replace(voxels=masked(stored, named_mask(candidate.mask, stored, limit=limit)))
+    return stored
 
 
 def _prepared(stored: Stored, candidate: Candidate, preparation: Preparation) -> Prepared:
@@ -100,24 +100,25 @@ def _prepared(stored: Stored, candidate: Candidate, preparation: Preparation) ->
         frame = Frame((depth, height, width), stored.affine)
         grid = preparation.grid
         scaled = resample_crop(stored.voxels, grid=grid, corner=(0, 0, 0), size=grid, low=low, high=high)
-        foreground = foreground_places(stored.voxels, low=low, high=high)
     else:
         scaled, frame = _true_size(stored, preparation.grid, preparation.spacing, low=low, high=high)
-        foreground = foreground_places(scaled.numpy(), low=0.0, high=1.0)
-    darkest, brightest = (float(extreme) for extreme in torch.aminmax(scaled))
     axes = file_axes(preparation.grid)
-    in_file, zero, one = sixteen_bits(scaled.permute(axes), darkest=darkest, brightest=brightest)
+    in_file_order = scaled.permute(axes)
+    darkest, brightest = (float(extreme) for extreme in torch.aminmax(in_file_order))
+    with Checksum(preparation.grid) as checksum:  # that of what is there already, while the rest is made
+        in_file, zero, one = sixteen_bits(in_file_order, darkest=darkest, brightest=brightest, done=checksum.add)
+        if preparation.fit == "resize":
+            foreground = foreground_places(stored.voxels, low=low, high=high)
+        else:
+            foreground = foreground_places(scaled.numpy(), low=0.0, high=1.0)
     voxels = in_file.transpose(np.argsort(axes))
-    header, content = file_parts(voxels)
-    digest = hashlib.sha256(header)
-    digest.update(content.data)
     entry = {
         "subject": candidate.subject,
         "session": candidate.session,
         "source": candidate.source,
         "source_sha256": stored.digest,
-        "file": volume_file(candidate.source),
-        "sha256": digest.hexdigest(),
+        "file": volume_file(checksum.hexdigest()),
+        "sha256": checksum.hexdigest(),
         "dtype": voxels.dtype.name,
         "low": zero,
         "high": one,
@@ -139,32 +140,3 @@ def _true_size(
         resample_true_size(stored.voxels, grid=grid, ratios=frame.ratios(spacing), low=low, high=high),
         frame.true_size(grid, spacing),
     )
-
-
-def sixteen_bits(scaled: Tensor, *, darkest: float, brightest: float) -> tuple[np.ndarray, float, float]:
-    """Scaled intensities in 16 bits, and the values there that stand for 0 and for 1.
-
-    Args:
-        scaled: float32, on the CPU, of any strides; its memory may be used. The result is contiguous.
-        darkest, brightest: its extremes.
-
-    Raises:
-        ValueError: not finite, constant, or too wide a range; the message completes "the volume …".
-    """
-    if not (math.isfinite(darkest) and math.isfinite(brightest)):
-        raise ValueError("has intensities too far apart to be scaled")
-    if darkest == brightest:
-        raise ValueError(f"is constant once it is on the grid: {darkest:g} of its range everywhere")
-    bottom = min(darkest, 0.0)
-    # A power of two: scaling back is then exact in float32, on any device.
-    steps = 2.0 ** math.floor(math.log2(65534 / (max(brightest, 0.0) - bottom)))
-    if steps >= COARSEST:
-        low = -32768.0 - round(bottom * steps)
-        stored = scaled.mul_(steps).round_().add_(low).to(torch.int16, memory_format=torch.contiguous_format)
-        return stored.numpy(), low, low + steps
-    if max(brightest, -darkest) > LARGEST_FLOAT16:
-        raise ValueError(
-            f"has outliers of {max(brightest, -darkest):.3g} times the range from its percentile 0 to 99.5, more than "
-            "16 bits hold: clip them"
-        )
-    return scaled.to(torch.float16, memory_format=torch.contiguous_format).numpy(), 0.0, 1.0

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import tyro
 
 from decovae.errors import InputError, RunError
-from decovae.process import lost_another, lost_loader
+from decovae.process import end_loaders, heard, lost_another, lost_loader
 
 Config = TypeVar("Config")
 
@@ -103,17 +103,17 @@ def given(arguments: Sequence[str], option: str) -> str | None:
 
 def exit_code(action: Callable[[], int | None], *, stopped: str) -> int:
     """What a command's process ends with: what ``action`` returns, 0 for None; 1 if it could not go on, 2 for a wrong
-    input, 130 after Ctrl-C, each with its sentence on standard error.
+    input, 130 after Ctrl-C, each with its sentence on standard error; 141, without one, if nobody reads what it prints.
 
-    One of several processes answers any other error too, with its traceback and 1, so that it ends before the others
-    wait for it for long; and where another one is gone, with a sentence: the error is that one's.
+    Any other error is answered with its traceback and 1; where another one of several processes is gone, with a
+    sentence: the error is that one's. However it ends, its loader processes are gone then, and nobody waits for them.
 
     Args:
         action: the command.
         stopped: the sentence after Ctrl-C: what is kept, and how to go on.
     """
     try:
-        return action() or 0
+        return heard(lambda: action() or 0)
     except KeyboardInterrupt:
         return fail(RunError(stopped), 130)
     except Exception as error:
@@ -126,10 +126,10 @@ def exit_code(action: Callable[[], int | None], *, stopped: str) -> int:
             return fail(error, 2)
         if isinstance(error, RunError):
             return fail(error, 1)
-        if alone:
-            raise
         traceback.print_exc()
         return 1
+    finally:
+        end_loaders()
 
 
 def fail(error: InputError | RunError, exit_code: int) -> int:

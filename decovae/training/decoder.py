@@ -30,7 +30,7 @@ from decovae.training.parallel import prepare_module
 from decovae.training.patches import Patches
 from decovae.training.stage import Batch
 from decovae.training.summary import reconstruction_summary
-from decovae.training.volumes import announce
+from decovae.training.volumes import announce, check_unchanged
 
 
 class DecoderHalf(nn.Module):
@@ -98,7 +98,8 @@ class DecoderStage(DecoderNetworks):
     """Networks, losses and validation of the decoder's fine-tuning.
 
     Raises:
-        InputError: if the autoencoder, the volumes or the perceptual weights cannot be had.
+        InputError: if the autoencoder, the volumes or the perceptual weights cannot be had, or the volumes lie where
+            the autoencoder's were and are others.
     """
 
     best = Best("psnr", higher=True)
@@ -110,6 +111,7 @@ class DecoderStage(DecoderNetworks):
         runtime.fill_caches(lambda: (Patches(config, runtime), VAEObjective(config.loss)))
         self.source = source
         self.patches = Patches(config, runtime)
+        runtime.on_main(lambda: check_unchanged(self.patches.volumes, config.data, source))
         announce(self.patches.notes, runtime)
         self.fingerprint = encoder_fingerprint(autoencoder)
         self.inputs = {**self.patches.inputs, "autoencoder": sha256(source.weights)}

@@ -12,9 +12,10 @@ from decovae.generation.encoding import encode_volumes
 from decovae.generation.latents import LatentStore, open_latents
 from decovae.models.weights import encoder_fingerprint, load_autoencoder
 from decovae.runtime import Runtime
-from decovae.training.config import DataConfig, DecoderConfig, FlowConfig
+from decovae.training.config import DecoderConfig, FlowConfig
 from decovae.training.finished import FinishedVAE, open_vae
-from decovae.training.volumes import announce, describe, open_volumes, remarks, split
+from decovae.training.run_folder import read_inputs
+from decovae.training.volumes import describe, split, volumes_of
 
 
 def latents_and_decoder(config: FlowConfig, runtime: Runtime) -> tuple[LatentStore, Path]:
@@ -85,9 +86,7 @@ def check_latents(
 
 def _encoded(source: FinishedVAE, runtime: Runtime, conditions: Sequence[str]) -> Path:
     data, out = source.config.data, source.folder / "latents"
-    runtime.fill_caches(lambda: open_volumes(data))
-    volumes = open_volumes(data)
-    announce(remarks(volumes, data), runtime)
+    volumes = volumes_of(source, runtime)
     training, validation = split(volumes, data)
     rows = [{"subject": record.subject, **record.columns} for record in volumes.records]
     runtime.on_main(lambda: fit_conditions(conditions, rows, training))
@@ -107,7 +106,7 @@ def _encoded(source: FinishedVAE, runtime: Runtime, conditions: Sequence[str]) -
 def _existing(source: FinishedVAE) -> Path | None:
     """The run's finished latents, or those of the runs before it that had the same volumes: their encoder is its."""
     for run in _line(source):
-        if (run.folder / "latents" / "index.json").is_file() and _same_volumes(run.config.data, source.config.data):
+        if (run.folder / "latents" / "index.json").is_file() and _same_volumes(run, source):
             return run.folder / "latents"
     return None
 
@@ -120,9 +119,10 @@ def _line(run: FinishedVAE) -> Iterator[FinishedVAE]:
         yield run
 
 
-def _same_volumes(first: DataConfig, second: DataConfig) -> bool:
-    def volumes(data: DataConfig) -> tuple[object, ...]:
+def _same_volumes(first: FinishedVAE, second: FinishedVAE) -> bool:
+    def volumes(run: FinishedVAE) -> tuple[object, ...]:
+        data, store = run.config.data, (read_inputs(run.folder) or {}).get("store")
         cohort = (data.cohort_size, data.cohort_shape) if data.root is None else ()
-        return data.root, data.grid, data.seed, data.validation_fraction, data.validation_limit, *cohort
+        return data.root, store, data.grid, data.seed, data.validation_fraction, data.validation_limit, *cohort
 
     return volumes(first) == volumes(second)

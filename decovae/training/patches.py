@@ -14,8 +14,7 @@ from torch import Tensor
 from decovae.data.augmentation import Augmentation
 from decovae.data.loading import patch_loader
 from decovae.data.patches import PatchDataset, load_volume
-from decovae.data.splits import ranked_subjects
-from decovae.data.store import StoreVolumes
+from decovae.data.splits import key_of, ranked_subjects
 from decovae.files import writing
 from decovae.losses.moments import ChannelMoments
 from decovae.losses.perceptual import PerceptualLoss
@@ -27,7 +26,7 @@ from decovae.training.interruption import leave_signals_to_the_parent
 from decovae.training.previews import save_preview
 from decovae.training.sampling import Batches
 from decovae.training.stage import Batch
-from decovae.training.volumes import open_volumes, remarks, split
+from decovae.training.volumes import inputs_of, open_volumes, remarks, split
 
 Reconstruct = Callable[[Tensor], tuple[Tensor, ChannelMoments]]
 """From a volume, (1, 1, D, H, W), to its reconstruction and its latent's moments."""
@@ -53,11 +52,12 @@ class Patches:
         self.volumes = open_volumes(config.data)
         self.training, held_out = split(self.volumes, config.data)
         whose = [self.volumes.records[index].subject for index in held_out]
-        looked_at = set(ranked_subjects(whose, seed=config.data.seed)[: config.data.validation_limit])
-        self.validation = [index for index, subject in zip(held_out, whose, strict=True) if subject in looked_at]
-        self.inputs = {"store": self.volumes.checksum} if isinstance(self.volumes, StoreVolumes) else {}
+        ranked = ranked_subjects(whose, seed=config.data.seed)
+        looked_at = set(ranked[: config.data.validation_limit])
+        self.validation = [index for index, name in zip(held_out, whose, strict=True) if key_of(name) in looked_at]
+        self.inputs = inputs_of(self.volumes)
         self.notes = remarks(self.volumes, config.data)
-        if others := len(set(whose)) - len(looked_at):
+        if others := len(ranked) - len(looked_at):
             self.notes.append(
                 f"note: {others} more subjects are for validation than --data.validation-limit "
                 f"{config.data.validation_limit} lets validations reconstruct."

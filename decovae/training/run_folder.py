@@ -102,21 +102,34 @@ def check_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
     Raises:
         InputError: naming the input that is another.
     """
-    path = folder / INPUTS
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    before = read_inputs(folder)
+    if before is None:
+        path = folder / INPUTS
         with writing(path):
             write_text(path, json.dumps(dict(inputs), indent=2) + "\n")
         return
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); restore it, or give another --out.") from error
     for name, digest in inputs.items():
         if before.get(name) != digest:
             raise InputError(
                 f"--out {folder}: this run began with another {name} than there is now; restore that, or give another "
                 "--out."
             )
+
+
+def read_inputs(folder: Path) -> dict[str, str] | None:
+    """What a run was given beside its options, as names and hashes; None where that was never noted.
+
+    Raises:
+        InputError: if the note is damaged.
+    """
+    path = folder / INPUTS
+    try:
+        inputs: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); restore it, or train again elsewhere.") from error
+    return inputs
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:

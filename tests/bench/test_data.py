@@ -19,7 +19,7 @@ from bench.data_rates import counted
 from bench.data_tables import (
     NAME,
     PAIRS,
-    PERSISTENT_BARE,
+    PERSISTENT,
     crops_factor,
     markdown,
     memory_growth,
@@ -106,7 +106,7 @@ def rates(**changed: list[float]) -> dict[str, dict[str, list[float]]]:
 def test_the_worst_pair_and_state_decide() -> None:
     result = {"crops_per_second": rates()}
     assert (crops_factor(result, "reference"), crops_factor(result, "persistent")) == (100, 100)
-    result["crops_per_second"][PERSISTENT_BARE]["cold"] = [90.0, 20.0, 10.0]
+    result["crops_per_second"][PERSISTENT]["cold"] = [90.0, 20.0, 10.0]
     assert (crops_factor(result, "reference"), crops_factor(result, "persistent")) == (100, 5)
 
 

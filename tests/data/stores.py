@@ -24,7 +24,7 @@ def entry_of(index: int, *, sha256: str = "0" * 64, dtype: str = "int16") -> dic
         "session": "",
         "source": source,
         "source_sha256": "0" * 64,
-        "file": volume_file(source),
+        "file": volume_file(sha256),
         "sha256": sha256,
         "dtype": dtype,
         "low": -32768.0 if dtype == "int16" else 0.0,

@@ -18,6 +18,7 @@ import pytest
 from decovae.data.nifti import open_nifti, read_nifti
 from decovae.errors import InputError
 from tests.data.files import noise, write
+from tests.privileges import folder_of_all, unprivileged
 
 PATCH = (8, 8, 8)
 
@@ -99,6 +100,11 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "negative voxel size": (lambda: without_sform(qform_code=0, pixdim_3=-2), "cannot be: 1×1×-2 mm"),
     "NaN voxel size": (lambda: without_sform(qform_code=1, pixdim_1=np.nan), "cannot be: nan×1×1 mm"),
     "voxels of a kilometre": (lambda: image(noise(), affine=np.diag([1e6, 1, 1, 1])), "cannot be: 1e+06×1×1 mm"),
+    "negative sform code": (lambda: image(noise(), sform_code=-1), "has a damaged header: sform_code -1"),
+    "negative qform code": (lambda: without_sform(qform_code=-1), "has a damaged header: qform_code -1"),
+    "unknown sform code": (lambda: image(noise(), sform_code=6), "has a damaged header: sform_code 6"),
+    "micrometres": (lambda: image(noise(), xyzt_units=3 | 8), "another unit than millimetres by its header, code 3"),
+    "metres": (lambda: image(noise(), kind=nib.Nifti2Image, xyzt_units=1), "code 1 (metres): convert its affine"),
     "quaternion too long": (lambda: without_sform(qform_code=1, quatern_b=3), "where its axes point"),
     "sheared": (lambda: image(noise(), affine=turned_off_right_angles(3)), "is sheared: its axes are up to 3.0° off"),
     "voxels inside the header": (lambda: image(noise(), vox_offset=16), "voxels would begin at byte 16"),
@@ -219,6 +225,14 @@ def test_what_is_wrong_with_a_pair_is_said_of_the_half_that_was_asked_for(tmp_pa
         read_nifti(tmp_path / "new.img")
 
 
+def test_a_guess_of_which_side_is_left_can_be_refused(tmp_path: Path) -> None:
+    path = tmp_path / "scan.nii"
+    path.write_bytes(without_sform(qform_code=0, xyzt_units=0))
+    np.testing.assert_array_equal(read_nifti(path).voxels, noise()[::-1])
+    with pytest.raises(InputError, match=r"scan\.nii does not say which side is left .*nibabel's guess"):
+        read_nifti(path, guess=False)
+
+
 def test_a_name_that_is_no_utf_8_is_named_in_a_way_that_can_be_printed(tmp_path: Path) -> None:
     path = tmp_path / "scan\udcff.nii"
     path.write_bytes(b"")
@@ -227,11 +241,12 @@ def test_a_name_that_is_no_utf_8_is_named_in_a_way_that_can_be_printed(tmp_path:
     str(caught.value).encode("utf-8")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
-    write(tmp_path / "scan.nii", noise()).chmod(0)
-    with pytest.raises(InputError, match=r"scan\.nii cannot be read: Permission denied\.$"):
-        read_nifti(tmp_path / "scan.nii")
+def test_a_file_without_permission_is_named() -> None:
+    with folder_of_all() as folder:
+        write(folder / "scan.nii", noise()).chmod(0)
+        error = unprivileged(read_nifti, folder / "scan.nii")
+        assert isinstance(error, InputError)
+        assert str(error).endswith("scan.nii cannot be read: Permission denied.")
 
 
 @pytest.mark.parametrize("name", [name for name in BAD if name not in ("NaN", "Inf", "constant", "zero")])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from decovae.data.volumes import intensity_range
+from decovae.data.volumes import in_memory_order, intensity_range
 from tests.data.files import noise
 
 DTYPES = ["uint8", "int8", "int16", ">i2", "uint16", "int32", "float32", ">f4", "float64"]
@@ -84,3 +84,14 @@ def test_one_value_that_is_no_number(value: float, place: int) -> None:
 def test_a_range_that_overflows() -> None:
     with pytest.raises(ValueError, match="too far apart"):
         intensity_range(np.array([-1.7e308, 1.7e308] * 32).reshape(4, 4, 4))
+
+
+@pytest.mark.parametrize("flips", [(-1, 1, 1), (-1, -1, 1), (1, -1, -1)])
+def test_voxels_are_taken_as_they_lie_in_memory(flips: tuple[int, int, int]) -> None:
+    volume = np.asfortranarray(noise((5, 6, 7)))[tuple(slice(None, None, flip) for flip in flips)]
+    values = in_memory_order(volume)
+    assert np.shares_memory(values, volume)
+    assert np.array_equal(np.sort(values), np.sort(volume.ravel()))
+    read_only = volume.view()
+    read_only.flags.writeable = False
+    assert_exact(read_only, inverted=False)

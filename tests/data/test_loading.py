@@ -7,6 +7,7 @@ import signal
 import time
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,15 @@ import pytest
 import torch
 
 from decovae.data.augmentation import Augmentation, AugmentationConfig
-from decovae.data.loading import Batch, Collate, Finish, Loader, patch_loader
+from decovae.data.loading import Batch, Collate, Finish, InView, Loader, patch_loader
 from decovae.data.outbox import Outbox
-from decovae.data.patches import Crop, PatchDataset
+from decovae.data.patches import Crop, PatchDataset, visited
+from decovae.data.store import open_store
 from decovae.data.volumes import Volumes
 from decovae.errors import InputError
 from decovae.process import lost_loader
 from decovae.training.command_line import exit_code
+from tests.data.stores import GRID, write_store
 from tests.data.test_patches import Noise
 
 CPU = torch.device("cpu")
@@ -199,3 +202,27 @@ def test_a_gpu_finishes_the_same_batches_without_waiting(augment: bool, workers:
     for position, (subject, image) in by_position(found).items():
         assert expected[position][0] == subject
         torch.testing.assert_close(image.cpu(), expected[position][1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("count", [0, 1, 2, 7])
+def test_each_batch_knows_the_next_of_its_worker(workers: int, count: int) -> None:
+    batches = [[10 * batch, 10 * batch + 1] for batch in range(count)]
+    seen = list(InView(batches, workers))
+    assert seen == batches
+    assert [list(positions.following) for positions in seen] == [*batches[workers:], *[[]] * min(workers, count)]
+
+
+def test_what_follows_changes_no_batch_and_a_damaged_volume_is_named_when_it_is_its_turn(tmp_path: Path) -> None:
+    volumes = open_store(write_store(tmp_path / "store", 5))
+    dataset = PatchDataset(volumes, range(5), grid=GRID, patch=(3, 4, 2), seed=0)
+    alone = PatchDataset(volumes, range(5), grid=GRID, patch=(3, 4, 2), seed=0)
+    last = volumes.file(int(dataset.indices[visited(4, 5, seed=0)]))
+    last.write_bytes(last.read_bytes()[:-1])
+    order = list(InView([[0, 1], [2, 3], [4]], 1))
+    for positions in order[:2]:
+        crops = dataset.__getitems__(positions)
+        assert [crop.position for crop in crops] == positions
+        assert all(np.array_equal(crop.voxels, alone[crop.position].voxels) for crop in crops)
+    with pytest.raises(InputError, match=last.name):
+        dataset.__getitems__(order[2])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from decovae.data import resample
 from decovae.data.resample import axis_weights, resample_crop, resample_true_size, true_size
 from tests.data.files import noise
 
@@ -128,3 +131,37 @@ def test_large_offsets_keep_their_contrast() -> None:
     volume = 1e9 + np.arange(27, dtype=np.float64).reshape(3, 3, 3)
     scaled = resample_crop(volume, grid=(3, 3, 3), corner=(0, 0, 0), size=(3, 3, 3), low=1e9, high=1e9 + 26)
     np.testing.assert_allclose(scaled.numpy().ravel(), np.arange(27) / 26, atol=1e-6)
+
+
+@pytest.mark.parametrize("source", [(512, 512, 2), (512, 2, 512), (2, 512, 512)])
+def test_what_lies_between_is_not_larger_than_what_goes_in_or_comes_out(source: tuple[int, int, int]) -> None:
+    volume = np.asfortranarray(noise(source).astype(np.uint8))
+    tracemalloc.start()
+    try:
+        whole(volume, (32, 32, 32))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * 4 * volume.size
+
+
+def test_too_large_in_between_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resample, "MOST", 3000)
+    with pytest.raises(ValueError, match=r"is 20×20×20 voxels, and to resize it to 10×10×10 takes .* in between"):
+        whole(noise((20, 20, 20)), (10, 10, 10))
+    assert whole(noise((20, 20, 20)), (20, 20, 30)).shape == (20, 20, 30)
+
+
+@given(sizes, sizes, st.tuples(*[st.sampled_from([-1, 1])] * 3), st.permutations([0, 1, 2]))
+@settings(max_examples=40, deadline=None)
+def test_pieces_and_flips_do_not_show(source: tuple, grid: tuple, flips: tuple, order: list) -> None:
+    volume = noise(source)
+    expected = whole(volume, grid)
+    flipped = tuple(slice(None, None, flip) for flip in flips)
+    laid = np.ascontiguousarray(volume[flipped].transpose(order)).transpose(np.argsort(order))[flipped]
+    before = resample.PIECE
+    try:
+        resample.PIECE = 50
+        assert torch.equal(whole(laid, grid), expected)
+    finally:
+        resample.PIECE = before

@@ -32,6 +32,10 @@ def found(root: Path) -> list[tuple[str, str]]:
         ("scans/B.NII", "B"),
         ("Größe.nii.gz", "Größe"),
         ("sub-01-draft/x.y.nii", "x.y"),
+        ("1000011_20252_2_0.nii", "1000011"),
+        ("1000011_20252_3_0/T1/T1_brain_to_MNI.nii.gz", "1000011"),
+        ("1000011_20252_2_0/sub-07_T1w.nii", "sub-07"),
+        ("10000112_20252_2_0.nii", "10000112_20252_2_0"),
     ],
 )
 def test_subject_is_the_bids_name_or_the_bare_name(path: str, subject: str) -> None:
@@ -54,6 +58,7 @@ def test_links_are_followed_once_and_loops_end(tmp_path: Path) -> None:
     (tmp_path / "data/self").symlink_to("self")
     (tmp_path / "data/linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (tmp_path / "data/twice").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "data/first").symlink_to(tmp_path / "data/site", target_is_directory=True)
     assert found(tmp_path / "data") == [("sub-01", "site/sub-01.nii"), ("sub-02", "linked/sub-02.nii")]
 
 
@@ -93,7 +98,7 @@ def test_manifest_paths_are_relative_to_it_and_may_be_absolute(tmp_path: Path) -
 def test_other_columns_of_a_manifest_are_kept(tmp_path: Path) -> None:
     touch(tmp_path, "a.nii", "b.nii", "c.nii")
     manifest = tmp_path / "cohort.csv"
-    manifest.write_text("path, age ,sex,,subject\na.nii, 63 ,F,x,one\nb.nii,41\nc.nii,,M,y,three,too,many\n")
+    manifest.write_text("path, age ,sex,,subject\na.nii, 63 ,F,x,one\nb.nii,41\nc.nii,,M,y,three,,\n")
     assert [(subject, columns) for subject, _, columns, _ in find_volumes(manifest)] == [
         ("b", {"age": "41", "sex": ""}),
         ("one", {"age": "63", "sex": "F"}),
@@ -118,8 +123,14 @@ def test_paths_to_nothing_are_returned_if_asked_for(tmp_path: Path) -> None:
         ("path\n", "lists no volumes"),
         ("path,subject\n,1\n", "has no path in line 2"),
         ("subject,path\n1\n", "has no path in line 2"),
-        ("path\na.nii\nb.nii\nc.nii\n", r"b\.nii in line 3, which does not exist \(1 more of its files are missing\)"),
+        (
+            "path\na.nii\nb.nii\nc.nii\n",
+            r"b\.nii in line 3, which does not exist \(1 more of its files cannot be opened\)",
+        ),
         (b"path\n\xff\xfe\n", "cannot be read as CSV"),
+        ("path,subject,age\na.nii,1,40,5\n", "has 4 cells for 3 columns in line 2"),
+        ("path,subject\nn/a,1\n", "has no path in line 2"),
+        ("path\n.\n", "in line 2, which is a folder"),
     ],
 )
 def test_bad_manifest_is_named(tmp_path: Path, content: str | bytes, expected: str) -> None:
@@ -142,8 +153,14 @@ def test_roots_without_volumes_are_named(tmp_path: Path) -> None:
 
 def test_a_table_set_apart_otherwise_and_its_sessions(tmp_path: Path) -> None:
     touch(tmp_path, "a.nii", "b_ses-2.nii")
-    (tmp_path / "cohort.tsv").write_text("path\tsession\tmask\tage\na.nii\tses-9\tm.nii\t3\nb_ses-2.nii\n\t\t\t\n")
+    rows = ("path\tsubject\tsession\tmask\tage", "a.nii\tn/a\tses-9\tm.nii\t3", "b_ses-2.nii\tNA\tNaN", "\t\t\t")
+    (tmp_path / "cohort.tsv").write_text("\n".join(rows))
     assert [(each.subject, each.session, each.columns) for each in find_volumes(tmp_path / "cohort.tsv")] == [
         ("a", "ses-9", {"age": "3"}),
         ("b_ses-2", "ses-2", {"age": ""}),
     ]
+
+
+def test_visits_to_uk_biobank_are_sessions() -> None:
+    assert session_of(PurePath("1000011_20252_3_0.nii")) == "3"
+    assert session_of(PurePath("1000011_20252_2_0/T1/x.nii.gz")) == "2"

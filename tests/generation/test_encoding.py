@@ -22,6 +22,7 @@ from decovae.data.volumes import LeftOut, VolumeRecord
 from decovae.errors import InputError, RunError
 from decovae.generation import threads
 from decovae.generation.encoding import commonest_frame
+from decovae.generation.encoding_plan import planned_row
 from decovae.generation.latents import LatentStore
 from decovae.generation.shards import read_header, shard_path
 from decovae.generation.side_by_side import volume_bytes, volumes_at_once
@@ -60,6 +61,12 @@ def _threads() -> Iterator[None]:
     yield
     assert torch.get_num_threads() == before
     torch.set_num_threads(before)
+
+
+def test_a_row_of_volumes_without_a_checksum_is_what_it_was_before_there_was_one() -> None:
+    (record,) = NoiseVolumes(1).records
+    assert planned_row(record, "training")["volume"].keys() == {"shape", "low", "high", "affine"}
+    assert planned_row(replace(record, sha256="ab"), "training")["volume"]["sha256"] == "ab"
 
 
 def test_what_is_stored_is_what_the_encoder_says(whole: LatentStore) -> None:

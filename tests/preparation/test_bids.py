@@ -18,6 +18,9 @@ from tests.data.files import noise, write
 
 SESSIONS = [(subject, session) for subject in ("sub-01", "sub-02") for session in ("ses-a", "ses-b")]
 
+MISPLACED = "It does not lie where BIDS has it: in its subject's, its session's, and then a folder such as anat."
+MISNAMED = "It is not named as BIDS has it: sub-XXX_…_T1w.nii, with its session, if any, after the subject."
+
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
@@ -90,12 +93,11 @@ def test_what_lies_or_is_not_where_it_should_be_is_told(dataset: Path) -> None:
     (dataset / "participants.tsv").write_text("participant_id\nsub-01\nsub-02\nsub-07\n")
     taken, left_out, notes = surveyed(dataset)
     assert len(taken) == 5
-    misplaced = "It does not lie where BIDS has it: in its subject's, its session's, and then a folder such as anat."
     assert left_out == {
-        "sub-01/ses-a/anat/sub-02_ses-a_T1w.nii": misplaced,
-        "sub-01/ses-a/anat/sub-01_T1w.nii": misplaced,
-        "sub-01/ses-a/sub-01_ses-a_T1w.nii": misplaced,
-        "sub-04_T1w.nii": misplaced,
+        "sub-01/ses-a/anat/sub-02_ses-a_T1w.nii": MISPLACED,
+        "sub-01/ses-a/anat/sub-01_T1w.nii": MISPLACED,
+        "sub-01/ses-a/sub-01_ses-a_T1w.nii": MISPLACED,
+        "sub-04_T1w.nii": MISPLACED,
         "sub-01/ses-b/anat/sub-01_ses-b_T1w.nii.gz": "It is a link to a file that is not here: fetch it with "
         "`datalad get`.",
         "sub-05": "It is a link to a file that is not here.",
@@ -106,6 +108,42 @@ def test_what_lies_or_is_not_where_it_should_be_is_told(dataset: Path) -> None:
         "1 subject not in participants.tsv: sub-06.",
         "1 subject in participants.tsv but without a folder: sub-07.",
     ]
+
+
+def test_nothing_is_lost_beside_the_subjects(dataset: Path) -> None:
+    misplaced = ("Sub-03/anat/sub-03_T1w.nii", "anat/sub-05_T1w.nii")
+    misnamed = ("sub04/anat/sub04_T1w.nii", "other_T1w.nii", "sub-01/ses-a/anat/sub01_T1w.nii", "atlas/brain.nii")
+    for seed, name in enumerate((*misplaced, *misnamed, "Sub-03/anat/sub-03_T2w.nii", "sub-01/ses-a/anat/brain.nii")):
+        write(dataset / name, noise(seed=20 + seed))
+    (dataset / "old.mgz").touch()
+    (dataset / "code").mkdir()
+    (dataset / "code/template_T1w.nii").touch()
+    (dataset / "sub-01/ses-c").symlink_to("nowhere")
+    (dataset / ".git").mkdir()
+    taken, left_out, notes = surveyed(dataset)
+    assert len(taken) == 4
+    assert left_out == {
+        **dict.fromkeys(misplaced, MISPLACED),
+        **dict.fromkeys(misnamed, MISNAMED),
+        "old.mgz": "It is in FreeSurfer's format: convert it with `mri_convert`.",
+    }
+    assert notes == [
+        "6 other images not taken: 1 not named as BIDS has it, 5 T2w.",
+        "1 hidden files or folders passed by.",
+        "1 link to nothing, such as sub-01/ses-c: volumes behind them are not taken.",
+    ]
+
+
+def test_links_between_subjects_and_to_the_dataset_cost_nobody_anything(dataset: Path) -> None:
+    (dataset / "sub-01/up").symlink_to("..")
+    (dataset / "sub-01/friend").symlink_to("../sub-02")
+    (dataset / "sub-03").symlink_to("sub-02")
+    taken, left_out, _ = surveyed(dataset)
+    assert len(taken) == 4
+    assert left_out == {
+        "sub-01/friend": "It is a link to a folder that is searched as sub-02.",
+        "sub-03": "It is a link to a folder that is searched as sub-02.",
+    }
 
 
 def test_rows_may_be_of_sessions_and_must_not_contradict_each_other(dataset: Path) -> None:
@@ -126,6 +164,12 @@ def test_a_bad_table_of_sessions_is_its_subjects_problem_alone(dataset: Path) ->
     assert set(left_out.values()) == {
         "Its sessions are not known: The table sub-01_sessions.tsv has no column 'session_id'; it has session, age."
     }
+    (dataset / "participants.tsv").write_text('participant_id\thand\nsub-02\t"left" handed\n')
+    (dataset / "sub-01/sub-01_sessions.tsv").unlink()
+    assert {"hand": '"left" handed'} in surveyed(dataset)[0].values()
+    (dataset / "participants.tsv").write_text("participant_id\tage\nsub-02\t50\t60\n")
+    with pytest.raises(InputError, match=r"participants\.tsv has 3 cells for 2 columns in line 2"):
+        surveyed(dataset)
     (dataset / "participants.tsv").write_bytes(b"\xff")
     with pytest.raises(InputError, match=r"participants\.tsv cannot be read"):
         surveyed(dataset)

@@ -118,3 +118,17 @@ def test_what_is_not_in_mni_space_is_refused(tmp_path: Path) -> None:
         prepared_scaled(path, None, Preparation(grid=SHAPE, mask="mni"))
     with pytest.raises(ValueError, match="0% of the template's brain"):
         mni_mask(read_nifti(template_head(tmp_path / "b.nii.gz", shift=500.0)[0]))
+
+
+def test_a_masks_zero_is_rounded_in_its_header(tmp_path: Path, inside: np.ndarray) -> None:
+    volume = noise(SHAPE) + 50
+    mask = write_integers(tmp_path / "mask.nii", 3 + inside, slope=0.1, intercept=-0.3)
+    found = prepared_scaled(write(tmp_path / "a.nii", volume, affine=np.eye(4)), mask)
+    assert not found[~inside.astype(bool)].any()
+    assert found[inside.astype(bool)].all()
+
+
+def test_a_mask_that_leaves_nothing_out_is_refused(tmp_path: Path) -> None:
+    volume, mask = write(tmp_path / "a.nii", noise(SHAPE)), write(tmp_path / "mask.nii", np.ones(SHAPE, np.uint8))
+    with pytest.raises(InputError, match="leaves nothing out"):
+        prepared_scaled(volume, mask)

@@ -60,6 +60,9 @@ def test_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["prepare", "--verify", str(out)]) == 0
     checksum = store_checksum(out)
     assert f"3 volumes, every file as it was written; checksum {checksum}" in capsys.readouterr().out
+    assert cli.main(["prepare", "--verify", str(out), "--workers", "-1"]) == 2
+    assert "--workers -1: give 0 or more." in capsys.readouterr().err
+    assert cli.main(["prepare", "--verify", str(out), "--workers", "0"]) == 0
     damaged, lost, _ = sorted(out.rglob("*.npy"))
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1

@@ -205,3 +205,36 @@ def test_needed_columns_are_those_that_rules_look_at() -> None:
 def test_rules_that_are_none_are_refused(rules: Rules, message: str) -> None:
     with pytest.raises(InputError, match=message):
         apply_rules([volume("a", age="44", qc="ok")], rules)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2.0\n3.0\n",
+        "eid\n2.00\n3.0\n",
+        ",eid,why\n0,02,moved\n1,3,\n",
+        '"why";"eid"\n"a;b";"02"\n;3\n',
+        "2\tmoved away\n3\n",
+        "'2'\n\"3\" ; x y\n",
+    ],
+)
+def test_lists_as_spreadsheets_and_pandas_write_them(tmp_path: Path, text: str) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    numbers = ("1", "02", "3") if "02" in text else ("1", "2", "3")
+    kept, _, _ = apply_rules([volume(name) for name in numbers], Rules(subjects=tmp_path / "list.csv"))
+    assert [each.subject for each in kept] == ["1"]
+
+
+def test_a_name_with_blanks_in_a_list_is_in_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("3\n1 withdrew\n")
+    with pytest.raises(InputError, match="'1 withdrew' in line 2: write a comma"):
+        apply_rules([volume("1")], Rules(subjects=path))
+    path.write_text('"Ann Doe"\n')
+    assert apply_rules([volume("Ann Doe")], Rules(subjects=path))[0] == []
+
+
+def test_a_rule_of_many_blanks_is_read_at_once() -> None:
+    with pytest.raises(InputError, match="is not a rule on a column"):
+        needed_columns(Rules(where=("a" + " b" * 200_000,)))
+    assert needed_columns(Rules(where=("a" + " b" * 200_000 + "=1",)))

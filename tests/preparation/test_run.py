@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from decovae.data.nifti import open_nifti
 from decovae.data.patches import load_volume
-from decovae.data.store import is_store, open_store, store_checksum
+from decovae.data.store import open_store, store_checksum
 from decovae.data.store_check import verify_store
 from decovae.errors import InputError, RunError
 from decovae.files import locked
@@ -115,7 +116,7 @@ def test_what_changed_is_prepared_anew(
     seen = prepared_sources(monkeypatch)
     outcome = prepare(config(source, out))
     assert sorted(seen) == [paths[1].name, paths[2].name, "sub-09_T1w.nii"]
-    assert any("1 volume of an earlier preparation was removed" in note for note in outcome.notes)
+    assert any("2 volumes of an earlier preparation were removed" in note for note in outcome.notes)
     prepare(config(source, tmp_path / "anew"))
     assert contents(out) == contents(tmp_path / "anew")
 
@@ -132,20 +133,47 @@ def test_a_file_that_was_lost_is_made_again(source: Path, out: Path) -> None:
     assert contents(out) == before
 
 
-def test_there_is_no_store_while_its_volumes_change(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_stays_what_it_was_until_it_is_whole_again(
+    source: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = make_volumes(source, 3)
     prepare(config(source, out))
+    before, old = store_checksum(out), open_store(out)
+    changed = [entry.subject for entry in old.records].index("sub-01")
+    kept = tmp_path / "kept.nii"
+    shutil.copy2(paths[1], kept)
     write(paths[1], brain(99))
 
     def fail(*_: object, **__: object) -> None:
         raise RunError("no room")
 
-    monkeypatch.setattr(module, "write_volume", fail)
+    monkeypatch.setattr(module, "finish_store", fail)
     with pytest.raises(RunError, match="no room"):
         prepare(config(source, out))
-    assert not is_store(out)
+    assert store_checksum(out) == before
+    assert all(old.file(index).is_file() for index in range(3)), "beside the new volume, of another name"
     monkeypatch.undo()
+
+    shutil.copy2(kept, paths[1])  # as if nothing had been
     prepare(config(source, out))
+    assert store_checksum(out) == before
+    assert verify_store(out, 1) == []
+
+    write(paths[1], brain(99))
+    prepare(config(source, out))
+    assert verify_store(out, 1) == []
+    with pytest.raises(InputError, match="cannot be read"):  # of a store from before: never other voxels
+        old.read(changed)
+
+
+def test_a_copy_is_not_prepared_again(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = make_volumes(source, 2)
+    shutil.copy2(paths[0], source / "sub-77_T1w.nii")
+    prepare(config(source, out))
+    seen = prepared_sources(monkeypatch)
+    outcome = prepare(config(source, out))
+    assert not seen
+    assert [each.subject for each in outcome.problems] == ["sub-77"]
     assert verify_store(out, 1) == []
 
 
@@ -194,6 +222,25 @@ def test_rules_and_splits_may_change(source: Path, out: Path, tmp_path: Path) ->
     assert contents(out) == contents(tmp_path / "anew")
     prepare(config(source, out))
     assert len(open_store(out).records) == 6
+
+
+@pytest.mark.parametrize("listed", [range(4), range(2)], ids=["everybody", "too many to split"])
+def test_whoever_withdrew_is_gone_though_the_rest_is_refused(
+    source: Path, out: Path, tmp_path: Path, listed: range
+) -> None:
+    make_volumes(source, 4)
+    splits = Splits(validation=0.25, test=0.25)
+    prepare(config(source, out, split=splits, pictures=True))
+    withdrawn = tmp_path / "withdrawn.txt"
+    withdrawn.write_text("".join(f"{number:02d}\n" for number in listed))
+    with pytest.raises(InputError):
+        prepare(config(source, out, split=splits, exclude=Rules(subjects=withdrawn)))
+    assert not (out / "store.json").exists()
+    assert not (out / "index.jsonl").exists()
+    assert not (out / "accepted.png").exists()
+    assert len(list((out / "volumes").rglob("*.npy"))) == 4 - len(listed)
+    prepare(config(source, out, split=splits))
+    assert len(open_store(out).records) == 4
 
 
 def test_a_store_is_not_replaced_by_another_folder_s(source: Path, out: Path, tmp_path: Path) -> None:
@@ -247,7 +294,7 @@ def test_none_left_is_an_error_with_a_list(source: Path, out: Path) -> None:
     with pytest.raises(InputError, match=r"None of the 1 volumes .* empty file"):
         prepare(config(source, out))
     assert [row["source"] for row in excluded(out)] == ["empty.nii"]
-    assert not is_store(out)
+    assert not (out / "store.json").exists()
     (source / "empty.nii").unlink()
     with pytest.raises(InputError, match="no volumes found"):
         prepare(config(source, out))

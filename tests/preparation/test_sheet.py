@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from decovae.errors import InputError
+from decovae.preparation import pictures
+from decovae.preparation.rules import Rules
 from decovae.preparation.run import prepare
 from decovae.preparation.sheet import Small, Tile, save_sheet, small_rejected, spread
 from decovae.preparation.survey import SurveyOptions, survey
@@ -106,3 +108,15 @@ def test_without_the_packages_there_is_a_store_and_a_note(
     assert len(outcome.entries) == 2
     (note,) = outcome.notes
     assert f"no pictures were drawn: {package} is not installed" in note
+
+
+def test_whoever_a_rule_leaves_out_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_mixed(tmp_path / "source", 4)
+    (tmp_path / "list.txt").write_text("sub-02\nsub-03\n")
+    shown: list[Tile] = []
+    monkeypatch.setattr(pictures, "save_sheet", lambda tiles, *_, **__: shown.extend(tiles))
+    prepare(config(tmp_path / "source", tmp_path / "out", pictures=True, exclude=Rules(subjects=tmp_path / "list.txt")))
+    by_title = {tile.title: tile for tile in shown}
+    assert by_title["constant"].volume is not None
+    assert by_title["sub-02"].volume is None
+    assert "on the list" in by_title["sub-02"].text

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decovae.preparation.volume import sixteen_bits
+from decovae.preparation.sixteen_bits import sixteen_bits
 
 
 def values(darkest: float, brightest: float) -> torch.Tensor:

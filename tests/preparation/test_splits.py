@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from hashlib import sha256
 
 import pytest
 from hypothesis import given, settings
@@ -110,3 +111,28 @@ def test_what_cannot_be_is_refused(volumes: list[tuple[str, dict[str, str]]], sp
 def test_a_split_that_was_not_asked_for_is_none() -> None:
     assert assign_splits(rows(5), Splits()) is None
     assert assign_splits([], Splits(test=0.5)) is None
+
+
+def test_spellings_of_a_subject_are_one_subject() -> None:
+    volumes = [
+        (name, {})
+        for number in range(20)
+        for name in (f"{number:02d}", f"sub-{number:02d}", f" {number:02d}", "Zoe\u0308")
+    ]
+    volumes.append(("sub-Zo\u00eb", {}))
+    splits = assign_splits(volumes, Splits(validation=0.3, test=0.3))
+    assert splits is not None
+    for number in range(20):
+        assert len({split for (name, _), split in zip(volumes, splits, strict=True) if f"{number:02d}" in name}) == 1
+    assert len({split for (name, _), split in zip(volumes, splits, strict=True) if "Zo" in name}) == 1
+    _, held_out = split_subjects([subject for subject, _ in volumes], validation=6, seed=0)
+    assert [index for index, split in enumerate(splits) if split == "validation"] == held_out
+    with pytest.raises(InputError, match="subject 01 is in two splits"):
+        assign_splits(declared(("sub-01", "train"), ("01", "test")), Splits())
+
+
+def test_who_is_held_out_of_a_cohort_stays_who_it_was() -> None:
+    names = [f"sub-{number:04d}" for number in range(40)]
+    by_name = sorted(names, key=lambda name: sha256(f"3:{name}".encode()).digest())
+    _, held_out = split_subjects(names, validation=4, seed=3)
+    assert {names[index] for index in held_out} == set(by_name[:4])

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from decovae.data.nifti import read_nifti
 from decovae.data.sources import find_volumes
 from decovae.errors import InputError
+from decovae.preparation.journal import stamp_of
 from decovae.preparation.survey import Survey, SurveyOptions, survey
+from tests.privileges import folder_of_all, unprivileged
 
 
 def touch(root: Path, *names: str) -> None:
@@ -96,28 +99,85 @@ def test_links_to_what_may_have_been_folders_of_volumes_are_told_of(tmp_path: Pa
     assert result.notes == ["1 link to nothing, such as sub-07: volumes behind them are not taken."]
 
 
-def test_loops_of_links_end_and_nothing_is_found_twice(tmp_path: Path) -> None:
-    touch(tmp_path, "data/a/sub-01.nii", "elsewhere/sub-02.nii")
-    (tmp_path / "data/a/up").symlink_to(tmp_path / "data", target_is_directory=True)
-    (tmp_path / "data/one").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    (tmp_path / "data/two").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    assert found(of(tmp_path / "data")) == [("sub-01", "", "a/sub-01.nii"), ("sub-02", "", "one/sub-02.nii")]
+def test_loops_of_links_end_and_nothing_is_found_twice_or_lost(tmp_path: Path) -> None:
+    touch(tmp_path, "data/a/sub-01.nii", "data/b/sub-03.nii", "elsewhere/deep/sub-02.nii", "bare/readme.txt")
+    links = {"a/up": "data", "a/b": "data/b", "one": "elsewhere", "two": "elsewhere", "deep": "elsewhere/deep"}
+    for link, target in {**links, "x": "bare", "y": "bare"}.items():
+        (tmp_path / "data" / link).symlink_to(tmp_path / target, target_is_directory=True)
+    result = of(tmp_path / "data")
+    assert found(result) == [
+        ("sub-01", "", "a/sub-01.nii"),
+        ("sub-02", "", "deep/sub-02.nii"),
+        ("sub-03", "", "b/sub-03.nii"),
+    ]
+    assert left_out(result) == {
+        "a/b": "It is a link to a folder that is searched as b.",
+        "one/deep": "It is a folder that is searched as deep.",
+        "two": "It is a link to a folder that is searched as one.",
+    }
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_cannot_be_read_is_left_out_and_stops_training_on_it(tmp_path: Path) -> None:
-    touch(tmp_path, "good.nii", "closed/x.nii")
-    (tmp_path / "closed").chmod(0)
-    try:
-        assert left_out(of(tmp_path)) == {
-            "closed": "It is a folder that cannot be read (Permission denied), so nobody knows what is in it."
+def test_the_second_of_two_subjects_that_are_links_to_one_folder_is_told_of(tmp_path: Path) -> None:
+    touch(tmp_path, "disk/x/T1.nii")
+    (tmp_path / "data").mkdir()
+    for subject in ("sub-01", "sub-02"):
+        (tmp_path / "data" / subject).symlink_to("../disk/x")
+    for options in ({}, {"match": "*.nii"}):
+        result = of(tmp_path / "data", **options)
+        assert found(result) == [("sub-01", "", "sub-01/T1.nii")]
+        assert left_out(result) == {"sub-02": "It is a link to a folder that is searched as sub-01."}
+
+
+def closed_folders(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """What a survey says of a folder, and what training on it, on parts of it and on a manifest of it does."""
+    errors = []
+    for root in (folder, folder / "no-x", folder / "no-x/below", folder / "cohort.csv"):
+        with pytest.raises(InputError) as caught:
+            find_volumes(root)
+        errors.append(str(caught.value))
+    for root in (folder / "no-r", folder / "no-x"):
+        with pytest.raises(InputError, match="cannot be read"):
+            of(root)
+    result = of(folder)
+    assert found(result) == [("good", "", "good.nii"), ("q", "", "pair/q.img")]
+    with pytest.raises(InputError, match=r"q\.img cannot be read: its other half, .*\(Permission denied"):
+        read_nifti(folder / "pair/q.img")
+    return left_out(result), errors
+
+
+@pytest.mark.parametrize("bids", [False, True])
+def test_folders_that_cannot_be_read_are_left_out_and_stop_training_on_them(bids: bool) -> None:
+    with folder_of_all() as root:
+        touch(root, "good.nii", "no-r/x.nii", "no-x/x.nii", "no-x/below/y.nii", "no-x/p.hdr", "no-x/p.img")
+        (root / "link.nii").symlink_to("no-x/x.nii")
+        (root / "sub-link").symlink_to("no-x/below")
+        touch(root, "pair/q.img")
+        (root / "pair/q.hdr").symlink_to("../no-x/p.hdr")
+        listed(root, "path\nno-x/x.nii\ngood.nii\nlink.nii\n")
+        (root / "no-r").chmod(0)
+        (root / "no-x").chmod(0o644)
+        if bids:
+            touch(root, "dataset_description.json", "sub-01/anat/sub-01_T1w.nii")
+            result = unprivileged(of, root)
+            assert found(result) == [("sub-01", "", "sub-01/anat/sub-01_T1w.nii")]
+            assert set(left_out(result)) == {"no-r", "no-x", "link.nii", "sub-link", "good.nii", "pair/q.img"}
+            return
+        reasons, errors = unprivileged(closed_folders, root)
+        closed = "It is a folder that cannot be read (Permission denied), so nobody knows what is in it."
+        assert reasons == {
+            "no-r": closed,
+            "no-x": closed,
+            "link.nii": "It cannot be read (Permission denied).",
+            "sub-link": "It is a link that cannot be followed (Permission denied), so nobody knows what is in it.",
         }
-        with pytest.raises(InputError, match="closed is a folder that cannot be read"):
-            find_volumes(tmp_path)
-        with pytest.raises(InputError, match=r"closed .*cannot be read"):
-            of(tmp_path / "closed")
-    finally:
-        (tmp_path / "closed").chmod(0o700)
+        assert all(message.endswith("(Permission denied).") or "(1 more of" in message for message in errors)
+        assert "no-x/x.nii in line 2, which cannot be read (Permission denied)" in errors[-1]
+        result = unprivileged(of, root / "cohort.csv")
+        assert found(result) == [("good", "", "good.nii")]
+        assert left_out(result) == {
+            "no-x/x.nii": "Line 2 of cohort.csv names no-x/x.nii, which cannot be read (Permission denied).",
+            "link.nii": "Line 4 of cohort.csv names link.nii, which cannot be read (Permission denied).",
+        }
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
@@ -248,10 +308,11 @@ def test_bad_rows_are_left_out_and_tell_their_line(tmp_path: Path) -> None:
         "p.img": "names the same file as line 5",
         "missing.nii": "names missing.nii, which does not exist",
         "x\\y.nii": "names x\\y.nii, which does not exist (write / between folders, not \\)",
-        "../out.nii": "names ../out.nii, which is not in the folder that paths are relative to, or below it",
+        "../out.nii": "names ../out.nii, which is not in the folder of the table; give a folder above both with",
         "a/../../out.nii": "names a/../../out.nii, which is not in the folder",
-        "/etc/passwd": "names /etc/passwd, which is not in the folder",
-        f"{tmp_path}/inside.nii": f"names {tmp_path}/inside.nii, which is not in the folder",
+        "/etc/passwd": "names passwd, which is not in the folder",
+        f"{tmp_path}/inside.nii": "names inside.nii, which is not in the folder",
+        "C:\\Users\\anna\\y.nii": "names y.nii by a path of Windows: write it relative to the table, with /",
         ".": "names ., which is not in the folder",
         "folder.nii": "names folder.nii, which is a folder",
         "lone.img": "names lone.img, which is half of a pair, and its other half, lone.hdr, is not beside it",
@@ -264,7 +325,10 @@ def test_bad_rows_are_left_out_and_tell_their_line(tmp_path: Path) -> None:
     for line, expected in enumerate(rows.values(), 2):
         assert not expected or any(f"Line {line} of cohort.csv {expected}" in reason for reason in reasons), expected
     assert f"Line {len(rows) + 2} of cohort.csv names no path." in reasons
-    assert not any(str(tmp_path) in reason for reason in reasons if "inside.nii" not in reason)
+    told = "".join(f"{each.source} {each.reason}" for each in result.exclusions)
+    assert str(tmp_path) not in told
+    assert "anna" not in told
+    assert "/etc" not in told
 
 
 def test_masks_are_judged_as_volumes_are(tmp_path: Path) -> None:
@@ -275,12 +339,36 @@ def test_masks_are_judged_as_volumes_are(tmp_path: Path) -> None:
     assert "none.nii, which does not exist" in left_out(result)["b.nii"]
 
 
+def test_masks_that_nobody_asked_for_do_not_matter(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii")
+    manifest = listed(tmp_path, "path,mask\na.nii,none.nii\n")
+    result = survey(manifest, SurveyOptions(), masks=False)
+    assert [(each.source, each.mask) for each in result.candidates] == [("a.nii", None)]
+    assert stamp_of(result.candidates[0]) is not None
+
+
+def test_what_stands_for_no_value_in_tables_names_nobody(tmp_path: Path) -> None:
+    touch(tmp_path, "sub-1_ses-2.nii", "b.nii")
+    rows = "path,subject,session,mask,age\nsub-1_ses-2.nii,n/a,NA,NaN,NA\nb.nii,NA,n/a,n/a,5\nNA,x,,,\n"
+    result = of(listed(tmp_path, rows))
+    assert found(result) == [("b", "", "b.nii"), ("sub-1", "ses-2", "sub-1_ses-2.nii")]
+    assert [each.mask for each in result.candidates] == [None, None]
+    assert [each.reason for each in result.exclusions] == ["Line 4 of cohort.csv names no path."]
+
+
+def test_a_row_with_more_cells_than_columns_is_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii", "b.nii")
+    result = of(listed(tmp_path, "path,subject,age\na.nii,1,40,5\nb.nii,2,41,,\n"))
+    assert found(result) == [("2", "", "b.nii")]
+    assert left_out(result) == {"a.nii": "Line 2 of cohort.csv has 4 cells for 3 columns."}
+
+
 def test_paths_may_be_relative_to_another_folder(tmp_path: Path) -> None:
     touch(tmp_path, "data/x/a.nii", "lists/b.nii")
     manifest = listed(tmp_path / "lists", f"path\nx/a.nii\nb.nii\n{tmp_path}/lists/b.nii\n")
     result = of(manifest, source_root=tmp_path / "data")
     assert [(each.source, each.path) for each in result.candidates] == [("x/a.nii", tmp_path / "data/x/a.nii")]
-    assert len(left_out(result)) == 2
+    assert [each.source for each in result.exclusions] == ["b.nii", "b.nii"]
 
 
 def test_an_accent_may_be_spelt_otherwise_in_the_table_than_on_the_disk(tmp_path: Path) -> None:

@@ -211,3 +211,26 @@ def test_resampling_to_the_files_own_voxels_only_crops_and_pads(tmp_path: Path) 
     np.testing.assert_allclose(scaled(prepared)[:, 2:11], scaled(same)[2:10], atol=step(same))
     assert (scaled(prepared)[:, [0, 1, 11]] == 0).all()
     np.testing.assert_array_equal(np.array(prepared.entry["affine"])[:3, 3], [3.0, -2.0, 0.0])
+
+
+def test_a_mask_that_was_not_named_is_missed_before_the_volume_is_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.nii has no mask: the manifest's column `mask` is empty\.$"):
+        prepare_volume(candidate(tmp_path / "none.nii"), Preparation(grid=GRID, mask="column"))
+
+
+def test_which_side_is_left_is_not_guessed(tmp_path: Path) -> None:
+    nib.Nifti1Image(noise(), None).to_filename(tmp_path / "scan.nii")
+    assert len(open_nifti(tmp_path, patch=(4, 4, 4)).records) == 1
+    with pytest.raises(InputError, match=r"does not say which side is left .*where nibabel's guess is right"):
+        prepare_volume(candidate(tmp_path / "scan.nii"), RESIZED)
+    image = nib.load(tmp_path / "scan.nii")
+    nib.save(nib.Nifti1Image(image.dataobj, image.affine), tmp_path / "told.nii")  # as the sentence advises
+    told, guessed = (load_volume_of(tmp_path, name) for name in ("told", "scan"))
+    np.testing.assert_array_equal(told, guessed)
+    assert prepare_volume(candidate(tmp_path / "told.nii"), RESIZED).voxels.shape == GRID
+
+
+def load_volume_of(folder: Path, subject: str) -> np.ndarray:
+    volumes = open_nifti(folder, patch=(4, 4, 4))
+    (index,) = (index for index, record in enumerate(volumes.records) if record.subject == subject)
+    return volumes.read(index)

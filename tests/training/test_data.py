@@ -27,13 +27,16 @@ from decovae.preparation.volume import Preparation, prepare_volume
 from decovae.preparation.writer import finish_store, write_volume
 from decovae.runtime import Runtime
 from decovae.training.config import DataConfig, VAEConfig
+from decovae.training.finished import open_vae
+from decovae.training.latents import latents_of
 from decovae.training.patches import Patches
 from decovae.training.presets import DECODER_PRESETS, QUICKSTART, VAE_PRESETS
-from decovae.training.run_folder import check_folder, create_folder
+from decovae.training.run_folder import check_folder, check_inputs, create_folder, read_inputs
 from decovae.training.sampling import Batches
-from decovae.training.volumes import open_volumes, remarks, split
+from decovae.training.volumes import inputs_of, open_volumes, remarks, split
 from tests.data.files import ORIENTATIONS, write
 from tests.data.test_patches import Noise
+from tests.preparation.sources import brain
 from tests.training.conftest import finished_vae, tiny_decoder_run, tiny_flow_run, tiny_run
 
 CPU = Runtime(torch.device("cpu"))
@@ -252,6 +255,98 @@ def test_a_run_is_not_resumed_with_another_store(folder: Path, tmp_path: Path, c
     capsys.readouterr()
     assert tiny_run(tmp_path / "run", options) == 2
     assert "another store" in capsys.readouterr().err
+
+
+def test_a_decoder_s_run_is_not_resumed_with_another_store(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    root, run = tmp_path / "store", tmp_path / "run"
+    vae = finished_vae(tmp_path / "vae", ["--data.root", str(store(folder, root, FILES))])
+    assert tiny_decoder_run(vae, run) == 0
+    assert (read_inputs(run) or {})["store"] == open_store(root).checksum
+    (run / "summary.json").unlink()
+    store(folder, root, FILES, [{"age": "70"}] * (SUBJECTS + 1))
+    capsys.readouterr()
+    assert tiny_decoder_run(vae, run) == 2
+    assert "another store" in capsys.readouterr().err
+
+
+def split_store(folder: Path, out: Path, *, validation: int) -> Path:
+    """A store in which one subject is for validation and all others for training."""
+    whose = [path.relative_to(folder).parts[0] for path in sorted(folder.rglob("*.nii*"))]
+    columns = [{"split": "validation" if subject == f"sub-{validation:02d}" else "train"} for subject in whose]
+    return store(folder, out, FILES, columns)
+
+
+def trained_vae(root: Path, out: Path) -> Path:
+    """A finished run that has noted its volumes."""
+    vae = finished_vae(out, ["--data.root", str(root)])
+    check_inputs(vae, inputs_of(open_volumes(open_vae(vae).config.data)))
+    return vae
+
+
+def test_no_step_takes_a_store_that_changed_for_the_one_trained_on(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Else subjects that the autoencoder was trained on would be validated on."""
+    root = split_store(folder, tmp_path / "store", validation=1)
+    vae = trained_vae(root, tmp_path / "vae")
+    split_store(folder, root, validation=4)
+    capsys.readouterr()
+    for step in (
+        lambda: cli.main(["evaluate", str(vae), "--device", "cpu"]),
+        lambda: cli.main(["encode", str(vae), "--device", "cpu"]),
+        lambda: cli.main(["encode", str(vae), "--device", "cpu", "--data.root", str(root)]),
+        lambda: cli.main(["analyze", str(vae), "--device", "cpu"]),
+        lambda: tiny_decoder_run(vae, tmp_path / "decoder"),
+        lambda: tiny_flow_run(vae, tmp_path / "flow"),
+    ):
+        assert step() == 2
+        (said,) = capsys.readouterr().err.strip().splitlines()
+        assert f"{root}: holds other volumes, or another split of them, than {vae} was trained on" in said
+    other = root.rename(tmp_path / "other")
+    options = ["--data.root", str(other), "--out", str(tmp_path / "latents"), "--device", "cpu"]
+    assert cli.main(["encode", str(vae), *options]) == 0  # was asked for
+    split_store(folder, root, validation=1)
+    assert cli.main(["encode", str(vae), "--device", "cpu"]) == 0
+
+
+def test_latents_are_shared_by_runs_of_one_store(folder: Path, tmp_path: Path) -> None:
+    root = split_store(folder, tmp_path / "store", validation=1)
+    vae = trained_vae(root, tmp_path / "vae")
+    assert cli.main(["encode", str(vae), "--device", "cpu"]) == 0
+    assert tiny_decoder_run(vae, tmp_path / "decoder") == 0
+    assert latents_of(open_vae(tmp_path / "decoder"), CPU) == vae / "latents"
+    (vae / "inputs.json").write_text('{"store": "of before"}')
+    assert latents_of(open_vae(tmp_path / "decoder"), CPU) == tmp_path / "decoder" / "latents"
+
+
+def test_latents_of_volumes_that_changed_in_a_store_are_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Whose bounds all are those of 16 bits, and whose shapes and places are those of before."""
+    source, root = tmp_path / "files", tmp_path / "store"
+    vae = finished_vae(tmp_path / "vae", ["--data.root", str(root), "--data.validation-fraction", "0.3"])
+    for place, seeds in enumerate([(0, 1, 2), (0, 1, 2), (0, 1, 3)]):
+        for index, seed in enumerate(seeds):
+            write(source / f"sub-{index}.nii", brain(seed, FILES))
+        store(source, root, FILES)
+        capsys.readouterr()
+        assert cli.main(["encode", str(vae), "--device", "cpu"]) == (2 if place == 2 else 0)
+    assert "made of other volumes, volume of sub-2" in capsys.readouterr().err
+
+
+def test_a_store_that_is_not_finished_is_no_folder_of_volumes(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    root = store(folder, tmp_path / "store", FILES)
+    vae = finished_vae(tmp_path / "vae", ["--data.root", str(root)])
+    (root / "store.json").unlink()
+    for options in ([], ["--leave-out-unusable"]):
+        assert cli.main(["encode", str(vae), "--device", "cpu", *options]) == 2
+        assert "not a finished store" in capsys.readouterr().err
+    write(tmp_path / "files" / "volumes" / "ab" / "sub-1.nii", brain(1, FILES))
+    assert len(open_volumes(DataConfig(root=tmp_path / "files", patch=PATCH)).records) == 1
 
 
 def test_how_far_workers_work_ahead_may_change_and_the_share_of_brain_may_not(tmp_path: Path) -> None:
