@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; by default this process's.
 
     Returns:
-        0, 1 if it could not go on, 2 for a wrong input, either with one sentence on standard error that says why; 141 if
-        whoever was to read what it prints has gone.
+        0, 1 if it could not go on, 2 for a wrong input, either with one sentence on standard error that says why; 141
+        if whoever was to read what it prints has gone.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     return heard(lambda: _run(given))

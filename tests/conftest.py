@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 # Workers side by side would each start as many threads as there are cores, and wait for each other in every loop.
@@ -11,6 +12,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import torch
+
+# A shell's background job ignores Ctrl-C, and so would every process that a test starts and stops by it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Triton reads this when it is first imported, so it is set before any test module is.
 if not torch.cuda.is_available():

@@ -51,7 +51,7 @@ kept = Aborts()
 def run(program: str, *, world: int, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", program],
-        env={**os.environ, "WORLD_SIZE": str(world)},
+        env={**os.environ, "WORLD_SIZE": str(world), "PYTHONUNBUFFERED": ""},
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,

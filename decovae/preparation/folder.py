@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from decovae.data.store import INDEX, STORE, VOLUMES
+from decovae.data.store import INDEX, JOURNAL, STORE, VOLUMES
 from decovae.errors import InputError
 from decovae.files import remove_partial, writing
-from decovae.preparation.journal import JOURNAL, Entry
+from decovae.preparation.journal import Entry
 
 LOCK = ".lock"
 

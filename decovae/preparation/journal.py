@@ -11,14 +11,12 @@ from typing import Any, BinaryIO
 
 from decovae.data.file_bytes import printable
 from decovae.data.pairs import stamp
-from decovae.data.store import VERSION, file_size
+from decovae.data.store import JOURNAL, VERSION, file_size
 from decovae.data.store_index import canonical
 from decovae.data.volumes import Shape
 from decovae.errors import InputError
 from decovae.files import write_text, writing
 from decovae.preparation.candidates import Candidate
-
-JOURNAL = "progress.jsonl"
 
 Entry = dict[str, Any]
 
