@@ -145,6 +145,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"folder": folder, **json.loads((folder / NAME).read_text(encoding="utf-8"))}
 
 
+@pytest.mark.slow
 def test_a_run_measures_every_way_and_every_target(whole: dict[str, Any]) -> None:
     assert set(WAYS) < set(whole["crops_per_second"])
     for found in whole["crops_per_second"].values():
@@ -155,18 +156,21 @@ def test_a_run_measures_every_way_and_every_target(whole: dict[str, Any]) -> Non
     assert all(verdict.outcome in ("met", "missed") for verdict in verdicts)
 
 
+@pytest.mark.slow
 def test_sizes_are_those_of_the_voxels(whole: dict[str, Any]) -> None:
     voxels = float(np.prod(QUICK.grid)) * QUICK.subjects
     assert whole["bytes"]["store"] > 2 * voxels
     assert whole["bytes"]["PersistentDataset"] > 4 * voxels
 
 
+@pytest.mark.slow
 def test_a_worker_keeps_hardly_more_of_more_volumes(whole: dict[str, Any]) -> None:
     few, many = QUICK.entries
     ours = whole["worker_private_bytes"]["ours"]
     assert abs(ours[str(many)] - ours[str(few)]) < 0.2 * ours[str(few)]
 
 
+@pytest.mark.slow
 def test_its_block(whole: dict[str, Any]) -> None:
     folder = whole["folder"]
     assert markdown(whole) in BLOCKS["data"](Results(folder, folder / "README.md"))

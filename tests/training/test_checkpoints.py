@@ -447,6 +447,7 @@ def test_files_that_another_machine_wrote_elsewhere_are_missed(tmp_path: Path) -
     assert not (tmp_path / "step-00000001").exists()
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_reads_what_any_other_wrote(tmp_path: Path) -> None:
     """By one process, by two and by four that hold parts, copies, or copies of parts."""
     alone = Run(tmp_path / "alone")

@@ -117,6 +117,7 @@ def test_a_gpu_trains_it_in_bf16_and_compiled(vae: Path, tmp_path: Path) -> None
     only_the_decoder_changed(vae, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_two_processes_train_it(vae: Path, tmp_path: Path) -> None:
     done = torchrun("train/decoder.py", ["--vae", str(vae), *TINY_DECODER, "--out", str(tmp_path / "run")])
     assert done.returncode == 0, done.stderr

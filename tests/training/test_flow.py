@@ -88,6 +88,7 @@ def test_an_interrupted_run_continues_to_the_same_bits(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_two_processes_validate_as_one_does(vae: Path, finished: Path, tmp_path: Path) -> None:
     done = torchrun("train/flow.py", ["--vae", str(vae), *TINY_FLOW, "--out", str(tmp_path / "run")])
     assert done.returncode == 0, done.stderr
