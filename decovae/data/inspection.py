@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from decovae.data.file_bytes import printable
 from decovae.data.pairs import stamp
 from decovae.data.volumes import Affine, Shape, affine_rows
 from decovae.errors import InputError
+from decovae.threads import usable_cpus
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,7 +39,7 @@ def for_all(
         except InputError as error:
             return error
 
-    workers = workers or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    workers = workers or min(8, usable_cpus())
     with ThreadPoolExecutor(workers) as pool:
         results = pool.map(attempt, items)
         if len(items) < SHOW_PROGRESS_FROM:

@@ -113,15 +113,10 @@ def _weighted(
     """
     depth, height, width = (touched for touched, _ in axes)
     values = volume[depth, height, width]
-    order = sorted(
-        (2, 1, 0), key=lambda axis: grid[axis] / volume.shape[axis]
-    )  # of equal ones, as NIfTI lies in memory
-    room = max(
-        MOST,
-        math.prod(
-            size if matrix is None else len(matrix) for size, (_, matrix) in zip(values.shape, axes, strict=True)
-        ),
-    )
+    # Of equal ones, the last first, as NIfTI lies in memory.
+    order = sorted((2, 1, 0), key=lambda axis: grid[axis] / volume.shape[axis])
+    sizes = [size if matrix is None else len(matrix) for size, (_, matrix) in zip(values.shape, axes, strict=True)]
+    room = max(MOST, math.prod(sizes))
     unscaled = True
     for axis in order:
         matrix = axes[axis][1]

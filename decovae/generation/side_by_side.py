@@ -11,6 +11,7 @@ from decovae.data.volumes import Shape
 from decovae.generation.threads import fitting
 from decovae.models.autoencoder import AutoencoderConfig
 from decovae.runtime import Runtime
+from decovae.threads import usable_cpus
 
 COPIES = 6
 """Of the finest level's features, that the encoder holds at once for a volume: 2.9 to 5.3 of them were measured, with
@@ -26,8 +27,7 @@ def volumes_at_once(runtime: Runtime, config: AutoencoderConfig, grid: Shape) ->
     if runtime.device.type == "cpu":
         threads = torch.get_num_threads()
     else:
-        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = max(1, processors // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        threads = max(1, usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     return min(threads, fitting(volume_bytes(config, grid, on_cpu=runtime.device.type == "cpu")))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing.connection import wait
@@ -12,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from decovae.errors import InputError, RunError
 from decovae.preparation.worker import Death, Worker, attempt
-from decovae.threads import one_thread
+from decovae.threads import one_thread, usable_cpus
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -23,8 +22,7 @@ MEMORY = 1 << 30
 
 def usual_workers() -> int:
     """A process for each CPU that this one may use, fewer where memory is short."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cpus, _free_memory() // MEMORY))
+    return max(1, min(usable_cpus(), _free_memory() // MEMORY))
 
 
 def for_each(

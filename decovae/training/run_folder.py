@@ -122,14 +122,7 @@ def read_inputs(folder: Path) -> dict[str, str] | None:
     Raises:
         InputError: if the note is damaged.
     """
-    path = folder / INPUTS
-    try:
-        inputs: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); restore it, or train again elsewhere.") from error
-    return inputs
+    return _read_note(folder / INPUTS, advice="restore it, or train again elsewhere")
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
@@ -138,14 +131,17 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     Raises:
         InputError: if it is damaged.
     """
-    path = folder / "summary.json"
+    return _read_note(folder / "summary.json", advice="remove it to finish the run again")
+
+
+def _read_note(path: Path, *, advice: str) -> dict[str, Any] | None:
     try:
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); remove it to finish the run again.") from error
-    return summary
+        raise InputError(f"{path}: cannot be read ({error}); {advice}.") from error
+    return note
 
 
 def _complain(line: str) -> None:
